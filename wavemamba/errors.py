@@ -1,0 +1,23 @@
+"""The errors that wavemamba raises: each says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class WavemambaError(Exception):
+    """Base of every error that wavemamba raises itself."""
+
+
+class ShapeError(WavemambaError, ValueError):
+    """A tensor has the wrong rank, size, dtype or value range."""
+
+
+class BackendUnavailable(WavemambaError, RuntimeError):
+    """A backend was named that cannot run the case, or no backend can."""
+
+
+class CheckpointError(WavemambaError, RuntimeError):
+    """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
+
+
+class ConfigError(WavemambaError, ValueError):
+    """An option has a wrong name or value."""

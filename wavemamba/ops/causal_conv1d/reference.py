@@ -1,0 +1,39 @@
+"""Causal depthwise convolution, the definition: a plain loop over steps and taps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wavemamba.ops.backend import accumulation_dtype, widest_dtype
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    order: Tensor | None,
+) -> Tensor:
+    """One step at a time; see `wavemamba.ops.causal_conv1d` for the equation and shapes."""
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    dtype = accumulation_dtype(widest_dtype(x, weight))
+    steps = list(range(length)) if order is None else order.tolist()
+    if initial_state is None:
+        past = [x.new_zeros(batch, channels, dtype=dtype)] * (width - 1)
+    else:
+        past = list(initial_state.to(dtype).unbind(1))
+    inputs = past + [x[:, l].to(dtype) for l in steps]
+
+    rows: list[Tensor | None] = [None] * length
+    for step, l in enumerate(steps):
+        y_l = x.new_zeros(batch, channels, dtype=dtype)
+        for tap in range(width):
+            y_l = y_l + weight[:, tap].to(dtype) * inputs[step + tap]
+        if bias is not None:
+            y_l = y_l + bias.to(dtype)
+        rows[l] = F.silu(y_l) if silu else y_l
+    return torch.stack([row for row in rows if row is not None], dim=1).to(x.dtype)

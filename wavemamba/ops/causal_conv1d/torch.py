@@ -1,0 +1,40 @@
+"""Causal depthwise convolution in vectorised PyTorch: one product and sum a tap, any device, every gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wavemamba.ops.backend import accumulation_dtype, widest_dtype
+from wavemamba.ops.scan_order import invert_permutation
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial_state: Tensor | None,
+    order: Tensor | None,
+) -> Tensor:
+    """All steps at once; see `wavemamba.ops.causal_conv1d` for the equation and shapes."""
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    dtype = accumulation_dtype(widest_dtype(x, weight))
+    sequence = x.to(dtype) if order is None else x.to(dtype).index_select(1, order)
+    if initial_state is None:
+        padded = F.pad(sequence, (0, 0, width - 1, 0))
+    else:
+        padded = torch.cat([initial_state.to(dtype), sequence], dim=1)
+    taps = weight.to(dtype)
+    y = padded[:, :length] * taps[:, 0]
+    for tap in range(1, width):
+        y = torch.addcmul(y, padded[:, tap : tap + length], taps[:, tap])
+    if bias is not None:
+        y = y + bias.to(dtype)
+    if silu:
+        y = F.silu(y)
+    if order is not None:
+        y = y.index_select(1, invert_permutation(order))
+    return y.to(x.dtype)

@@ -1,0 +1,215 @@
+"""Selective scan (Mamba-1): signature, checks, dispatch.
+
+Every backend implements one function, with `B` and `C` already in the grouped form:
+
+    run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order) -> (y, last_state)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from wavemamba.errors import ShapeError
+from wavemamba.ops import availability
+from wavemamba.ops.backend import Backend, Case, any_requires_grad, resolve, widest_dtype
+from wavemamba.ops.checks import expect_floating, expect_shape
+
+__all__ = ["BACKENDS", "selective_scan"]
+
+
+def _load_reference() -> Callable[..., Any]:
+    from wavemamba.ops.selective_scan.reference import run
+
+    return run
+
+
+def _load_torch() -> Callable[..., Any]:
+    from wavemamba.ops.selective_scan.torch import run
+
+    return run
+
+
+def _load_numba() -> Callable[..., Any]:
+    from wavemamba.ops.selective_scan.numba import run
+
+    return run
+
+
+def _load_triton() -> Callable[..., Any]:
+    from wavemamba.ops.selective_scan.triton import run
+
+    return run
+
+
+def _load_mamba_ssm() -> Callable[..., Any]:
+    from wavemamba.ops.selective_scan.mamba_ssm import run
+
+    return run
+
+
+def _mamba_ssm_refuses(case: Case) -> str | None:
+    if "initial_state" in case.features:
+        return "mamba-ssm's kernel takes no initial state"
+    return availability.cuda_package(case, "mamba_ssm")
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("triton", availability.triton, _load_triton),
+    Backend("mamba_ssm", _mamba_ssm_refuses, _load_mamba_ssm),
+    Backend("numba", availability.numba, _load_numba),
+    Backend("torch", lambda case: None, _load_torch, slow_on_gpu=True),
+    Backend("reference", lambda case: None, _load_reference, slow_on_gpu=True),
+)
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    *,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    return_last_state: Literal[False] = ...,
+    order: Tensor | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    *,
+    delta_bias: Tensor | None = ...,
+    delta_softplus: bool = ...,
+    initial_state: Tensor | None = ...,
+    return_last_state: Literal[True],
+    order: Tensor | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    order: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space recurrence of Mamba-1.
+
+    With `d_l = delta_l + delta_bias`, through softplus where asked, for every channel `e` and state `n`:
+
+        h_l = exp(d_l * A) * h_{l-1} + d_l * u_l * B_l
+        y_l = sum_n C_l * h_l + D * u_l,   then y_l * SiLU(z_l) where there is a gate
+
+    States, exponentials and sums are float32 whatever the inputs (float64 for float64 inputs).
+
+    Args:
+        u: (B, L, E), the input.
+        delta: (B, L, E), the step size (after softplus: >= 0).
+        A: (E, N), the continuous state matrix's diagonal; negative for a decaying state.
+        B: (B, L, N) or (B, L, G, N), input projection, one for each of G groups of E / G neighbouring channels.
+        C: (B, L, N) or (B, L, G, N), output projection.
+        D: (E,), the skip connection.
+        z: (B, L, E), the gate.
+        delta_bias: (E,), added to `delta` before the softplus.
+        delta_softplus: apply `log(1 + exp(.))` to the step size.
+        initial_state: (B, E, N), the state before the first step; zero where absent.
+        return_last_state: also return the state after the last step.
+        order: (L,) int64, a permutation: step `l` reads and writes row `order[l]` of `u, delta, B, C, z, y`. The
+            result equals gathering all of them by `order`, scanning, and scattering back, without those copies.
+        backend: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
+
+    Returns:
+        `y` (B, L, E) in the dtype of `u`; with `return_last_state` the pair `(y, last_state)`, `last_state` (B, E, N)
+        in float32.
+
+    Raises:
+        ShapeError: a size or dtype does not fit.
+        BackendUnavailable: the named backend cannot run this case.
+
+    Source: Gu and Dao, "Mamba", 2023, equations 2 and 3 and algorithm 2.
+    """
+    B, C = _check(u, delta, A, B, C, D, z, delta_bias, initial_state, order)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    case = Case(
+        op="selective_scan",
+        device=u.device.type,
+        dtype=widest_dtype(*tensors),
+        needs_grad=any_requires_grad(*tensors),
+        elements=u.numel(),
+        features=_features(initial_state=initial_state, order=order),
+    )
+    run = resolve(BACKENDS, case, backend)
+    y, last_state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order)
+    return (y, last_state) if return_last_state else y
+
+
+def _features(**parts: Tensor | None) -> tuple[str, ...]:
+    return tuple(name for name, part in parts.items() if part is not None)
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    expect_shape("u", u, (None, None, None), "(B, L, E)", "channels come last")
+    batch, length, width = u.shape
+    if length < 1 or batch < 1 or width < 1:
+        raise ShapeError(f"u: expected (B, L, E) with no empty side, got {tuple(u.shape)}")
+    expect_shape("delta", delta, (batch, length, width), "(B, L, E)")
+    expect_shape("A", A, (width, None), "(E, N)")
+    state = A.shape[1]
+    for name, tensor in (("B", B), ("C", C)):
+        if tensor.dim() == 4:
+            expect_shape(name, tensor, (batch, length, None, state), "(B, L, G, N)")
+        else:
+            expect_shape(name, tensor, (batch, length, state), "(B, L, N) or (B, L, G, N)")
+    B = B.unsqueeze(2) if B.dim() == 3 else B
+    C = C.unsqueeze(2) if C.dim() == 3 else C
+    if B.shape[2] != C.shape[2] or width % B.shape[2]:
+        raise ShapeError(f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}")
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        if vector is not None:
+            expect_shape(name, vector, (width,), "(E,)")
+    if z is not None:
+        expect_shape("z", z, (batch, length, width), "(B, L, E)")
+    if initial_state is not None:
+        expect_shape("initial_state", initial_state, (batch, width, state), "(B, E, N)")
+    if order is not None:
+        expect_shape("order", order, (length,), "(L,)")
+    for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
+        expect_floating(name, value)
+    return B, C

@@ -1,0 +1,49 @@
+"""Selective scan, the definition: a plain loop over the steps, in any dtype up to float64."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wavemamba.ops.backend import accumulation_dtype, widest_dtype
+
+
+def run(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One step at a time; see `wavemamba.ops.selective_scan` for the equation and shapes."""
+    batch, length, width = u.shape
+    dtype = accumulation_dtype(widest_dtype(u, delta, A))
+    per_group = width // B.shape[2]
+    steps = range(length) if order is None else order.tolist()
+
+    state = u.new_zeros(batch, width, A.shape[1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    rows: list[Tensor | None] = [None] * length
+    for l in steps:
+        u_l, d_l = u[:, l].to(dtype), delta[:, l].to(dtype)
+        B_l = B[:, l].to(dtype).repeat_interleave(per_group, dim=1)  # (B, E, N)
+        C_l = C[:, l].to(dtype).repeat_interleave(per_group, dim=1)
+        if delta_bias is not None:
+            d_l = d_l + delta_bias.to(dtype)
+        if delta_softplus:
+            d_l = F.softplus(d_l)
+        state = torch.exp(d_l[..., None] * A.to(dtype)) * state + (d_l * u_l)[..., None] * B_l
+        y_l = (state * C_l).sum(-1)
+        if D is not None:
+            y_l = y_l + D.to(dtype) * u_l
+        if z is not None:
+            y_l = y_l * F.silu(z[:, l].to(dtype))
+        rows[l] = y_l
+    y = torch.stack([row for row in rows if row is not None], dim=1)
+    return y.to(u.dtype), state

@@ -1,0 +1,82 @@
+"""Selective scan in vectorised PyTorch: any device, every gradient, also second ones, no exponent above zero."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wavemamba.ops.backend import accumulation_dtype, widest_dtype
+from wavemamba.ops.scan_order import invert_permutation
+
+
+def linear_recurrence(decay: Tensor, value: Tensor) -> Tensor:
+    """Solve `h_l = decay_l * h_{l-1} + value_l`, `h_{-1} = 0`, along dimension 1.
+
+    Neighbouring steps are merged in pairs, the half-length problem is solved the same way, and the other half follows
+    from it: `2 L` multiplications, `log2 L` deep. Only products of decays are formed, never quotients, so that nothing
+    overflows where the decays are at most 1.
+
+    Args:
+        decay: (B, L, ...).
+        value: (B, L, ...), of the same shape.
+
+    Returns:
+        h, (B, L, ...).
+
+    Source: Blelloch, "Prefix sums and their applications", 1990, section 1.4.
+    """
+    length = value.shape[1]
+    if length == 1:
+        return value
+    even_decay, odd_decay = decay[:, 0::2], decay[:, 1::2]
+    even_value, odd_value = value[:, 0::2], value[:, 1::2]
+    pairs = odd_decay.shape[1]
+    odd = linear_recurrence(
+        odd_decay * even_decay[:, :pairs], torch.addcmul(odd_value, odd_decay, even_value[:, :pairs])
+    )
+    rest = torch.addcmul(even_value[:, 1:], even_decay[:, 1:], odd[:, : even_value.shape[1] - 1])
+    even = torch.cat([even_value[:, :1], rest], dim=1)
+    merged = torch.stack([even[:, :pairs], odd], dim=2).flatten(1, 2)
+    return merged if length == 2 * pairs else torch.cat([merged, even[:, pairs:]], dim=1)
+
+
+def run(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """All steps at once; see `wavemamba.ops.selective_scan` for the equation and shapes."""
+    dtype = accumulation_dtype(widest_dtype(u, delta, A))
+    x, d, A = u.to(dtype), delta.to(dtype), A.to(dtype)
+    B, C = B.to(dtype), C.to(dtype)
+    if order is not None:
+        x, d, B, C = (t.index_select(1, order) for t in (x, d, B, C))
+    if delta_bias is not None:
+        d = d + delta_bias.to(dtype)
+    if delta_softplus:
+        d = F.softplus(d)
+    groups = B.shape[2]
+    decay = torch.exp(d[..., None] * A)  # (B, L, E, N)
+    grouped = (d * x).unflatten(2, (groups, -1))[..., None]  # (B, L, G, E / G, 1)
+    value = (grouped * B.unsqueeze(3)).flatten(2, 3)
+    if initial_state is not None:
+        first = torch.addcmul(value[:, :1], decay[:, :1], initial_state.to(dtype).unsqueeze(1))
+        value = torch.cat([first, value[:, 1:]], dim=1)
+    states = linear_recurrence(decay, value)
+    y = (states.unflatten(2, (groups, -1)) * C.unsqueeze(3)).sum(-1).flatten(2, 3)
+    if D is not None:
+        y = y + D.to(dtype) * x
+    if order is not None:
+        y = y.index_select(1, invert_permutation(order))
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(u.dtype), states[:, -1]
