@@ -6,13 +6,16 @@ from wavemamba.ops.scan_order import ScanOrder, scan_order
 from wavemamba.ops.selective_scan import selective_scan
 from wavemamba.ops.status import BackendStatus, backends
 from wavemamba.ops.wavelet import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
+from wavemamba.ops.wavelet.transforms import FrequencyTransform, frequency_transform
 
 __all__ = [
     "BackendStatus",
+    "FrequencyTransform",
     "ScanOrder",
     "SlowBackendWarning",
     "backends",
     "causal_conv1d",
+    "frequency_transform",
     "from_haar_map",
     "haar_analysis",
     "haar_synthesis",

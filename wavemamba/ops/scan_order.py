@@ -83,6 +83,7 @@ def scan_order(
     *,
     path: int = 0,
     window: int | tuple[int, int] | None = None,
+    tiles: int | None = None,
     transpose: bool = False,
     reverse: bool = False,
 ) -> ScanOrder:
@@ -96,6 +97,7 @@ def scan_order(
             right) and runs along rows first, path `2 k + 1` along columns first.
         window: the window's side, or its (height, width), in tokens, for "window" alone; windows at the far edges are
             smaller where a side is not divisible.
+        tiles: instead of `window`: cut each axis into so many windows.
         transpose: exchange rows and columns.
         reverse: run backwards.
 
@@ -115,10 +117,15 @@ def scan_order(
             raise ConfigError(f"path: expected 0 to 7, got {path!r}")
         build: Callable[[int, int], Permutation] = functools.partial(_path, name, path)
         label = f"{name}{path}"
+    elif name == "window" and tiles is not None and window is None:
+        if not isinstance(tiles, int) or tiles < 1:
+            raise ConfigError(f"tiles: expected an int >= 1, got {tiles!r}")
+        build = functools.partial(_tiles, tiles)
+        label = f"window/{tiles}"
     elif name == "window":
         height, width = window if isinstance(window, tuple) else (window, window)
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-            raise ConfigError(f"window: expected a side or a (height, width) >= 1 for the window order, got {window!r}")
+            raise ConfigError(f"window: expected a side or a (height, width) >= 1 for the window order, got {window!r} and tiles = {tiles!r}")
         build = functools.partial(_window, height, width)
         label = f"window{height}x{width}"
     elif name in builders:
@@ -126,8 +133,8 @@ def scan_order(
     else:
         names = [*builders, "window", *_FAMILIES]
         raise ConfigError(f"name: expected one of {', '.join(names)}, got {name!r}")
-    if window is not None and name != "window":
-        raise ConfigError(f"window: expected None for the order {name!r}, got {window!r}")
+    if (window is not None or tiles is not None) and name != "window":
+        raise ConfigError(f"window, tiles: expected None for the order {name!r}, got {window!r}, {tiles!r}")
     order = ScanOrder(label, build)
     if transpose:
         order = ScanOrder(f"transposed({order.name})", functools.partial(_transposed, order.build))
@@ -162,6 +169,10 @@ def _snake(H: int, W: int) -> Permutation:
 def _window(height: int, width: int, H: int, W: int) -> Permutation:
     rows, columns = np.divmod(_raster(H, W), W)
     return np.lexsort((columns, rows, columns // width, rows // height)).astype(np.int64)
+
+
+def _tiles(count: int, H: int, W: int) -> Permutation:
+    return _window(max(1, -(-H // count)), max(1, -(-W // count)), H, W)
 
 
 def _jpeg(H: int, W: int) -> Permutation:

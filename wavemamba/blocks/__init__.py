@@ -1,0 +1,16 @@
+"""The public blocks."""
+
+from wavemamba.blocks.dimsum import DiMSUMBlock
+from wavemamba.blocks.fusion import SpatialFrequencyFusion
+from wavemamba.blocks.shared_attention import SharedAttention
+from wavemamba.blocks.spatial import SpatialMambaBlock
+from wavemamba.blocks.wavelet import WaveletMambaBlock, subband_scan
+
+__all__ = [
+    "DiMSUMBlock",
+    "SharedAttention",
+    "SpatialFrequencyFusion",
+    "SpatialMambaBlock",
+    "WaveletMambaBlock",
+    "subband_scan",
+]

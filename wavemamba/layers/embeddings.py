@@ -1,0 +1,149 @@
+"""Patches, positions, time and labels as vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wavemamba.errors import ConfigError
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches as tokens: a `p x p` convolution of stride `p`.
+
+    Args:
+        in_chans: channels of the image.
+        dim: width C of a token.
+        patch_size: side p of a patch, in pixels.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, p H, p W) to (B, H, W, C)."""
+        tokens: Tensor = self.proj(x)
+        return tokens.permute(0, 2, 3, 1).contiguous()  # the blocks read channels last
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, as for a Linear over the patch's pixels, and zero bias."""
+        nn.init.xavier_uniform_(self.proj.weight.view(self.proj.weight.shape[0], -1))
+        assert self.proj.bias is not None
+        nn.init.zeros_(self.proj.bias)
+
+
+def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
+    """Put patches back: (B, H, W, p * p * out) -> (B, out, p H, p W), the last axis ordered (row, column, channel)."""
+    patches = tokens.unflatten(-1, (patch_size, patch_size, -1))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def sincos_position(height: int, width: int, dim: int) -> Tensor:
+    """Two-dimensional sine-cosine positions.
+
+    The first C/2 channels encode the column and the last C/2 the row; inside each half come all sines, then all
+    cosines, of `position * 10000 ** (-i / (C / 4))`.
+
+    Args:
+        height: rows H.
+        width: columns W.
+        dim: width C, a multiple of 4.
+
+    Returns:
+        (H, W, C) float32.
+    """
+    if dim % 4:
+        raise ConfigError(f"dim: expected a multiple of 4 for sine-cosine positions, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def encode(size: int) -> Tensor:
+        angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    columns = encode(width).expand(height, -1, -1)
+    rows = encode(height)[:, None].expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=-1).float()
+
+
+def resample_position(position: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic resampling of a position table (1, H, W, C) to another grid; unchanged where the grid is the same."""
+    if tuple(position.shape[1:3]) == (height, width):
+        return position
+    table = position.float().permute(0, 3, 1, 2)
+    resized = F.interpolate(table, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(position.dtype)
+
+
+class TimeEmbed(nn.Module):
+    """Embed the time: 256 cosine and sine features, `Linear`, SiLU, `Linear`.
+
+    Features are `cos(t f_i)`, then `sin(t f_i)`, with `f_i = exp(-ln(10000) i / 128)`; `t` is not scaled.
+
+    Args:
+        dim: width C of the embedding.
+        features: number of cosine and sine features together.
+    """
+
+    def __init__(self, dim: int, features: int = 256) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times (B,) in [0, 1] to (B, C)."""
+        half = self.features // 2
+        steps = torch.arange(half, device=t.device, dtype=torch.float32)
+        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        y: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        return y
+
+    def reset_parameters(self) -> None:
+        """Normal(0.02) weights, zero biases."""
+        for layer in (self.mlp[0], self.mlp[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
+class LabelEmbed(nn.Module):
+    """A table of class vectors, with one more row, the null class, where labels are dropped in training.
+
+    Args:
+        num_classes: classes, >= 1, without the null class.
+        dim: width C.
+        dropout: probability in [0, 1) that training replaces a label by the null class; 0: no null class.
+    """
+
+    def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout = dropout
+        self.table = nn.Embedding(num_classes + int(dropout > 0), dim)
+
+    @property
+    def null_class(self) -> int | None:
+        """The id of the null class, or None where there is none."""
+        return self.num_classes if self.dropout > 0 else None
+
+    def forward(self, labels: Tensor | None, batch: int) -> Tensor:
+        """Look up (B,) labels; None takes the table's last row for the whole batch.
+
+        Returns:
+            (B, C).
+        """
+        if labels is None:
+            return self.table.weight[-1].expand(batch, -1)
+        if self.training and self.dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+            labels = torch.where(dropped, self.num_classes, labels)
+        y: Tensor = self.table(labels)
+        return y
+
+    def reset_parameters(self) -> None:
+        """Normal(0.02)."""
+        nn.init.normal_(self.table.weight, std=0.02)

@@ -1,0 +1,32 @@
+"""The feed-forward layers, from timm."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from timm.layers import GluMlp, Mlp
+from torch import nn
+
+_GELU = partial(nn.GELU, approximate="tanh")
+
+
+def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
+    """A feed-forward layer of hidden width `ratio * dim`, with biases.
+
+    Gated: `Linear(dim, 2 h)` in halves `a, b`, then `Linear(h, dim)(GELU_tanh(a) * b)`; plain: `Linear, GELU_tanh,
+    Linear`.
+
+    Args:
+        dim: width C.
+        ratio: hidden width as a multiple of C.
+        gated: use the gated form.
+
+    Returns:
+        A module (..., C) -> (..., C) with the layers `fc1` and `fc2`.
+    """
+    hidden = int(ratio * dim)
+    if gated:
+        layer: nn.Module = GluMlp(dim, 2 * hidden, act_layer=_GELU, gate_last=False)
+    else:
+        layer = Mlp(dim, hidden, act_layer=_GELU)
+    return layer
