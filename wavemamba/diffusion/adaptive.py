@@ -1,0 +1,150 @@
+"""Embedded Runge-Kutta with one step size per sample: a sample does not depend on its neighbours in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wavemamba.diffusion.report import Callback, Progress, SampleInfo
+from wavemamba.diffusion.tableaus import EMBEDDED, Tableau, combine
+from wavemamba.errors import WavemambaError
+
+SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+"""The step controller's constants, torchdiffeq's."""
+
+MAX_ATTEMPTS = 100_000
+
+
+def row_rms(x: Tensor) -> Tensor:
+    """Root mean square of every sample: (B, ...) to (B,)."""
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def integrate_per_sample(
+    field: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    start: float,
+    end: float,
+    *,
+    solver: str,
+    atol: float,
+    rtol: float,
+    norm: Callable[[Tensor], Tensor] = row_rms,
+    callback: Callback | None = None,
+) -> tuple[Tensor, SampleInfo]:
+    """Integrate `dx/dt = field(t, x)` with error control sample by sample.
+
+    Every sample has its own time and step; one batched call of the field serves them all. Those that are done wait,
+    unchanged, for the others. The last step ends exactly at `end`. Once per step the host waits for the device, to
+    learn whether all are done.
+
+    Args:
+        field: `(t: (B,), x: (B, ...)) -> (B, ...)`.
+        x: (B, ...), the state at `start`.
+        start: first time.
+        end: last time; may lie before `start`.
+        solver: `"dopri5"` or `"bosh3"`.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
+        norm: (B, ...) to (B,), of the error in units of the tolerance.
+        callback: called after every step of the batch.
+
+    Raises:
+        WavemambaError: a step became too small to advance the time, or the state stopped being finite.
+    """
+    method = EMBEDDED[solver]
+    batch, nfe, steps, rejected = len(x), 0, 0, 0
+
+    def evaluate(t: Tensor, state: Tensor) -> Tensor:
+        nonlocal nfe
+        nfe += 1
+        return field(t.to(x.dtype), state)
+
+    # In float32 the sum of many small steps would miss the end; not every device has float64.
+    clock = torch.float32 if x.device.type == "mps" else torch.float64
+    t = torch.full((batch,), start, device=x.device, dtype=clock)
+    goal = torch.full_like(t, end)
+    slope = evaluate(t, x)
+    h = _first_step(evaluate, t, x, slope, goal, method, atol, rtol, norm)
+    for attempt in range(MAX_ATTEMPTS):
+        remaining = goal - t
+        last = h.abs() >= remaining.abs()
+        h = torch.where(last, remaining, h)
+        moved, error, final = _attempt(evaluate, method, t, x, slope, h)
+        tolerance = atol + rtol * torch.maximum(x.abs(), moved.abs())
+        ratio = norm(error / tolerance).to(clock)
+        ratio = torch.where(ratio.isfinite(), ratio, torch.full_like(ratio, torch.inf))
+        active = remaining != 0
+        accepted = active & (ratio <= 1)
+        wide = _like(accepted, x)
+        x, slope = torch.where(wide, moved, x), torch.where(wide, final, slope)
+        t = torch.where(accepted, torch.where(last, goal, t + h), t)
+        factor = (SAFETY * ratio.clamp_min(1e-10) ** (-1 / method.order)).clamp(SHRINK, GROW)
+        # A step that was good enough is not followed by a smaller one.
+        h = h * torch.where(accepted, factor.clamp_min(1.0), factor)
+        stuck = (goal != t) & (t + h == t)
+        done, failed, slowest, refused = torch.stack(
+            [(t == goal).all(), stuck.any(), (t - goal).abs().amax(), (active & ~accepted).any()]
+        ).tolist()
+        steps += 1
+        rejected += int(refused)
+        if failed:
+            raise WavemambaError(
+                f"{solver}: the step became too small after {attempt + 1} attempts; the model's output may not be "
+                "finite, or the tolerances are below the precision of the state: raise atol and rtol, or use float64"
+            )
+        if callback is not None:
+            callback(Progress(steps, None, end - slowest if end > start else end + slowest, x))
+        if done:
+            break
+    else:
+        raise WavemambaError(f"{solver}: not at the end after {MAX_ATTEMPTS} steps; raise atol and rtol")
+    return x, SampleInfo(solver, steps, nfe, rejected, start, end)
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def _attempt(
+    evaluate: Callable[[Tensor, Tensor], Tensor], method: Tableau, t: Tensor, x: Tensor, slope: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step: the new state, the error estimate, and the slope at the new state."""
+    wide = _like(h, x).to(x.dtype)
+
+    def at_node(i: int, state: Tensor) -> Tensor:
+        return slope if i == 0 else evaluate(t + method.nodes[i] * h, state)
+
+    slopes = method.slopes(at_node, x, wide)
+    return x + wide * combine(method.weights, slopes), wide * combine(method.errors, slopes), slopes[-1]
+
+
+def _first_step(
+    evaluate: Callable[[Tensor, Tensor], Tensor],
+    t: Tensor,
+    x: Tensor,
+    slope: Tensor,
+    goal: Tensor,
+    method: Tableau,
+    atol: float,
+    rtol: float,
+    norm: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A first step per sample, signed (Hairer, Norsett and Wanner, Solving ODEs I, section II.4)."""
+    direction = torch.sign(goal - t)
+    scale = atol + rtol * x.abs()
+    size, speed = norm(x / scale), norm(slope / scale)
+    tiny = torch.full_like(size, 1e-6)
+    guess = torch.where((size < 1e-5) | (speed < 1e-5), tiny, 0.01 * size / speed.clamp_min(1e-30))
+    guess = torch.minimum(guess.to(t.dtype), (goal - t).abs())
+    ahead = evaluate(t + direction * guess, x + _like(direction * guess, x).to(x.dtype) * slope)
+    bend = norm((ahead - slope) / scale) / guess
+    steepest = torch.maximum(speed.to(t.dtype), bend.to(t.dtype))
+    by_bend = torch.where(
+        steepest <= 1e-15,
+        torch.maximum(tiny.to(t.dtype), guess * 1e-3),
+        (0.01 / steepest.clamp_min(1e-30)) ** (1 / method.order),
+    )
+    return direction * torch.minimum(100 * guess, by_bend)

@@ -1,0 +1,218 @@
+"""Sampling along stochastic differential equations that share the path's marginals.
+
+    dX = (v(X, t) + w(t) s(X, t)) dt + sqrt(2 w(t)) dW
+
+has the density of `x_t` at every time for any `w(t) >= 0`; `w = 0` is the probability flow. Velocity `v` and score `s`
+come from one evaluation of the network.
+
+Source: Ma et al., SiT, ECCV 2024, section 2.3 and table 2. Their equation is written with `w / 2` and `sqrt(w)`; the
+scale here is the one that SiT's and DiMSUM's released samplers apply. `norm=0.5` turns "SBDM" into the reverse SDE of
+Song et al., 2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from wavemamba.diffusion.names import choose
+from wavemamba.diffusion.objective import Model, Objective
+from wavemamba.diffusion.ode import in_dtype
+from wavemamba.diffusion.paths import Path, broadcast_time
+from wavemamba.diffusion.report import Callback, Progress, SampleInfo
+from wavemamba.diffusion.solvers import time_grid
+from wavemamba.diffusion.streams import RandomSource, Streams
+from wavemamba.diffusion.time import TimeInterval, checked_interval
+from wavemamba.errors import ConfigError
+
+DIFFUSIONS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
+    "none": lambda path, t, norm: torch.zeros_like(t),
+    "constant": lambda path, t, norm: torch.full_like(t, norm),
+    "SBDM": lambda path, t, norm: 2 * norm * path.score_gain(t),
+    "sigma": lambda path, t, norm: norm * path.sigma(t),
+    "linear": lambda path, t, norm: norm * (1 - t),
+    "decreasing": lambda path, t, norm: 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2,
+    "increasing-decreasing": lambda path, t, norm: norm * torch.sin(math.pi * t) ** 2,
+    "log": lambda path, t, norm: norm * torch.log1p(t - t**2),
+}
+"""`w(t)` by name."""
+
+Step = Callable[[Callable[[Tensor, float], Tensor], Callable[[float], Tensor], Tensor, float, float, Tensor], Tensor]
+"""`(drift(x, t), w(t), x, now, after, normal noise) -> x at after`."""
+
+LAST_STEPS = ("none", "mean", "tweedie", "euler")
+
+
+def diffusion_coefficient(form: str, path: Path, t: Tensor, norm: float = 1.0) -> Tensor:
+    """`w(t)` of the sampling SDE.
+
+    Args:
+        form: a name in `DIFFUSIONS`.
+        path: the interpolation path.
+        t: times, any shape.
+        norm: scale of `w`; "decreasing" has it inside its square.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    return DIFFUSIONS[choose("diffusion", form, DIFFUSIONS)](path, t, norm)
+
+
+def euler_maruyama_step(
+    drift: Callable[[Tensor, float], Tensor],
+    diffusion: Callable[[float], Tensor],
+    x: Tensor,
+    now: float,
+    after: float,
+    noise: Tensor,
+) -> Tensor:
+    """`x + h f(x, t) + sqrt(2 w(t) h) n`: weak order 1; one evaluation."""
+    h = after - now
+    return x + h * drift(x, now) + torch.sqrt(2 * h * diffusion(now)) * noise
+
+
+def heun_step(
+    drift: Callable[[Tensor, float], Tensor],
+    diffusion: Callable[[float], Tensor],
+    x: Tensor,
+    now: float,
+    after: float,
+    noise: Tensor,
+) -> Tensor:
+    """Stochastic Heun: weak order 2, because the noise does not depend on the state; two evaluations.
+
+    `p = x + h f(x, t) + g n`, `x' = x + h (f(x, t) + f(p, t + h)) / 2 + g n`, with
+    `g^2 = h (w(t) + w(t + h))`, the trapezoidal value of the noise's variance over the step.
+    """
+    h = after - now
+    kick = torch.sqrt(h * (diffusion(now) + diffusion(after))) * noise
+    slope = drift(x, now)
+    return x + 0.5 * h * (slope + drift(x + h * slope + kick, after)) + kick
+
+
+SDE_SOLVERS: dict[str, tuple[Step, int]] = {"euler_maruyama": (euler_maruyama_step, 1), "heun": (heun_step, 2)}
+"""Step function and evaluations per step, by name."""
+
+
+def sde_interval(objective: Objective, form: str, last_step_size: float) -> TimeInterval:
+    """The times of the stochastic steps.
+
+    From 0, or from a margin where the coefficients are infinite at 0 ("SBDM", or a prediction other than velocity, on
+    linear and GVP); to `1 - last_step_size`, or to a margin before 1, where the score is infinite.
+    """
+    margin = max(objective.sample_margin, 1e-3)
+    singular = objective.path.singular_start and (form == "SBDM" or objective.prediction != "velocity")
+    return checked_interval(margin if singular else 0.0, 1.0 - (last_step_size or margin))
+
+
+@overload
+def sample_sde(
+    model: Model, noise: Tensor, objective: Objective, *, return_info: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+
+
+@overload
+def sample_sde(
+    model: Model, noise: Tensor, objective: Objective, *, return_info: Literal[True], **options: Any
+) -> tuple[Tensor, SampleInfo]: ...
+
+
+@torch.no_grad()
+def sample_sde(
+    model: Model,
+    noise: Tensor,
+    objective: Objective,
+    *,
+    solver: str = "euler_maruyama",
+    steps: int = 250,
+    diffusion: str = "sigma",
+    diffusion_norm: float = 1.0,
+    last_step: str | None = "mean",
+    last_step_size: float = 0.04,
+    generator: RandomSource = None,
+    callback: Callback | None = None,
+    return_info: bool = False,
+    **kwargs: Any,
+) -> Tensor | tuple[Tensor, SampleInfo]:
+    """Carry noise to data along a stochastic differential equation.
+
+    Args:
+        model: the network, called as by `sample_ode`.
+        noise: (B, C, ...), the start.
+        objective: path and prediction.
+        solver: `"euler_maruyama"` or `"heun"`.
+        steps: steps in all, the last step included, so at least 2 where there is one.
+        diffusion: form of `w(t)`, a name in `DIFFUSIONS`.
+        diffusion_norm: its scale, >= 0.
+        last_step: from `t = 1 - last_step_size` to the sample, without noise: `"mean"`: `x + h (v + w s)`;
+            `"euler"`: `x + h v`; `"tweedie"`: `(x + sigma^2 s) / alpha`, the expected data; `"none"` or None: stop just
+            before 1.
+        last_step_size: `h` of the last step, in (0, 1).
+        generator: source of the increments, see `RandomSource`. With one seed or CPU generator per sample, or one
+            generator for all, a sample does not depend on the batch it is drawn in.
+        callback: called with a `Progress` after every step.
+        return_info: also return a `SampleInfo`.
+        **kwargs: passed to the model.
+
+    Returns:
+        The sample, (B, C, ...), in float32 at least; with `return_info`, and a `SampleInfo`.
+
+    Raises:
+        ConfigError: an unknown name or a bad number.
+        ShapeError: the model's output or the generators do not fit.
+    """
+    name = choose("solver", solver, SDE_SOLVERS)
+    form = choose("diffusion", diffusion, DIFFUSIONS)
+    last = choose("last_step", last_step, LAST_STEPS)
+    random_steps = steps if last == "none" else steps - 1
+    if random_steps < 1:
+        raise ConfigError(f"steps: expected at least {steps - random_steps + 1} with last_step={last!r}, got {steps}")
+    if diffusion_norm < 0:
+        raise ConfigError(f"diffusion_norm: expected >= 0, got {diffusion_norm}")
+    if last != "none" and not 0 < last_step_size < 1:
+        raise ConfigError(f"last_step_size: expected in (0, 1), got {last_step_size}; 0.04 is usual")
+    start, end = sde_interval(objective, form, 0.0 if last == "none" else last_step_size)
+    predict = in_dtype(model, noise.dtype)
+    x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+
+    def at(t: float) -> Tensor:
+        return torch.full((len(x),), t, device=x.device, dtype=x.dtype)
+
+    def coefficient(t: float) -> Tensor:
+        return broadcast_time(diffusion_coefficient(form, objective.path, at(t), diffusion_norm), x)
+
+    def velocity_and_score(state: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        times = at(t)
+        output = predict(state, times, **kwargs).to(state.dtype)
+        return objective.velocity_from(output, state, times), objective.score_from(output, state, times)
+
+    def drift(state: Tensor, t: float) -> Tensor:
+        velocity, score = velocity_and_score(state, t)
+        return velocity + coefficient(t) * score
+
+    step, evaluations = SDE_SOLVERS[name]
+    streams = Streams(generator, len(x), "sde")
+    times = time_grid(start, end, random_steps)
+    for done, (now, after) in enumerate(itertools.pairwise(times), start=1):
+        x = step(drift, coefficient, x, now, after, streams.normal(x.shape[1:], device=x.device, dtype=x.dtype))
+        if callback is not None:
+            callback(Progress(done, steps, after, x))
+    if last != "none":
+        velocity, score = velocity_and_score(x, end)
+        if last == "tweedie":
+            time = broadcast_time(at(end), x)
+            x = (x + objective.path.sigma(time) ** 2 * score) / objective.path.alpha(time)
+        else:
+            slope = velocity + coefficient(end) * score if last == "mean" else velocity
+            x = x + (1.0 - end) * slope
+        if callback is not None:
+            callback(Progress(steps, steps, 1.0, x))
+    reached = end if last == "none" else 1.0
+    nfe = random_steps * evaluations + (last != "none")
+    info = SampleInfo(name, steps, nfe, 0, start, reached)
+    return (x, info) if return_info else x

@@ -1,0 +1,124 @@
+"""Random streams: one per sample, so that a sample does not depend on the batch or the device it is drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wavemamba.errors import ConfigError, ShapeError
+
+RandomSource = torch.Generator | int | Sequence[torch.Generator | int] | None
+"""None: the global generator of the device. A generator or a seed: it deals one seed to each sample, in order. A
+sequence: one generator or one seed per sample."""
+
+_MASK = 2**64 - 1
+
+
+class Streams:
+    """Normal and sign noise for a batch, every sample from its own stream.
+
+    Noise is drawn on the CPU in float32 and then moved and cast, so that the same seeds give the same noise on every
+    device and in every dtype. With `source=None` it is drawn on the device from torch's global generator instead:
+    fastest, reproducible only as a whole.
+
+    Args:
+        source: where randomness comes from, see `RandomSource`.
+        batch: number of samples.
+        purpose: seeds used for different purposes give unrelated streams; generators given per sample are used as
+            they are, and advance.
+
+    Raises:
+        ShapeError: a sequence of another length than `batch`.
+        ConfigError: a generator that is not on the CPU.
+    """
+
+    def __init__(self, source: RandomSource, batch: int, purpose: str) -> None:
+        self.batch = batch
+        self._generators: list[torch.Generator] | None = None
+        if source is None:
+            return
+        if isinstance(source, int):
+            source = torch.Generator().manual_seed(source)
+        if isinstance(source, torch.Generator):
+            # One by one: sample k gets the k-th number whatever the size of the batch.
+            where = source.device
+            dealt = [torch.randint(2**62, (1,), generator=source, device=where) for _ in range(batch)]
+            source = torch.cat(dealt).tolist() if dealt else []
+        if len(source) != batch:
+            raise ShapeError(f"generator: expected one per sample ({batch}), got {len(source)}")
+        self._generators = [_as_generator(one, purpose) for one in source]
+
+    def normal(self, shape: Sequence[int], *, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+        """Standard normal noise, (batch, *shape)."""
+        if self._generators is None:
+            return torch.randn(self.batch, *shape, device=device, dtype=dtype)
+        return _move([torch.randn(*shape, generator=g) for g in self._generators], shape, device, dtype)
+
+    def signs(self, shape: Sequence[int], *, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+        """Rademacher noise, -1 or 1 with equal probability, (batch, *shape)."""
+        if self._generators is None:
+            return torch.randint(2, (self.batch, *shape), device=device).to(dtype) * 2 - 1
+        bits = [torch.randint(2, tuple(shape), generator=g) for g in self._generators]
+        return _move(bits, shape, device, dtype) * 2 - 1
+
+
+def sample_noise(
+    shape: Sequence[int],
+    *,
+    seeds: Sequence[int] | None = None,
+    generator: RandomSource = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise to start a sampler from.
+
+    Args:
+        shape: (B, ...).
+        seeds: one seed per sample; sample `i` depends on `seeds[i]` alone, on every device.
+        generator: see `RandomSource`; not together with `seeds`.
+        device: where the noise goes.
+        dtype: its dtype; the draw itself is float32.
+
+    Returns:
+        `shape`, from N(0, I).
+
+    Raises:
+        ConfigError: both `seeds` and `generator`.
+        ShapeError: not one seed per sample.
+    """
+    if seeds is not None and generator is not None:
+        raise ConfigError("sample_noise: expected seeds or generator, got both; drop one")
+    source = generator if seeds is None else [int(seed) for seed in seeds]
+    return Streams(source, shape[0], "start").normal(shape[1:], device=device, dtype=dtype)
+
+
+def _as_generator(one: torch.Generator | int, purpose: str) -> torch.Generator:
+    if isinstance(one, torch.Generator):
+        if one.device.type != "cpu":
+            raise ConfigError(
+                f"generator: expected one CPU generator per sample, got one on {one.device}; "
+                "CPU streams are what makes a sample the same on every device"
+            )
+        return one
+    return torch.Generator().manual_seed(_mix(int(one), purpose))
+
+
+def _mix(seed: int, purpose: str) -> int:
+    """Hash of seed and purpose: splitmix64's finaliser (Steele, Lea and Flood, 2014) over the purpose's bytes."""
+    value = seed & _MASK
+    for byte in purpose.encode() + b"\0":
+        value = (value + 0x9E3779B97F4A7C15 + byte) & _MASK
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+        value ^= value >> 31
+    return value & (2**63 - 1)
+
+
+def _move(rows: list[Tensor], shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+    noise = torch.stack(rows) if rows else torch.empty(0, *shape)
+    if device is not None and torch.device(device).type == "cuda":
+        # From pinned memory the copy does not wait for the kernels in flight.
+        noise = noise.pin_memory()
+    return noise.to(device=device, dtype=dtype, non_blocking=True)

@@ -1,0 +1,90 @@
+"""Butcher tableaus of the explicit Runge-Kutta methods that are stepped here rather than in torchdiffeq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: `k_i = f(t + c_i h, x + h sum_j a_ij k_j)`, `x' = x + h sum_i b_i k_i`."""
+
+    order: int
+    nodes: tuple[float, ...]
+    """`c`."""
+    stages: tuple[tuple[float, ...], ...]
+    """Rows of `a`, the first empty."""
+    weights: tuple[float, ...]
+    """`b`."""
+    errors: tuple[float, ...] = ()
+    """`b` minus the weights of the embedded method; empty where there is none."""
+
+    def slopes(self, field: Callable[[int, Tensor], Tensor], x: Tensor, h: Tensor | float) -> list[Tensor]:
+        """The stages `k_i`; `field(i, x)` evaluates at node `i`, `h` broadcasts over `x`."""
+        slopes = [field(0, x)]
+        for i in range(1, len(self.nodes)):
+            slopes.append(field(i, x + h * combine(self.stages[i], slopes)))
+        return slopes
+
+
+def combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """`sum_i weights_i slopes_i`, leaving out zeros."""
+    terms = [k if w == 1 else w * k for w, k in zip(weights, slopes, strict=False) if w != 0]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+EXPLICIT: dict[str, Tableau] = {
+    "euler": Tableau(1, (0.0,), ((),), (1.0,)),
+    "midpoint": Tableau(2, (0.0, 1 / 2), ((), (1 / 2,)), (0.0, 1.0)),
+    "heun2": Tableau(2, (0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2)),
+    "heun3": Tableau(3, (0.0, 1 / 3, 2 / 3), ((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
+    # Kutta's 3/8 rule, which is what torchdiffeq calls rk4.
+    "rk4": Tableau(
+        4,
+        (0.0, 1 / 3, 2 / 3, 1.0),
+        ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    ),
+}
+
+# Both evaluate their last stage at the end of the step, so that it is the first of the next.
+EMBEDDED: dict[str, Tableau] = {
+    # Bogacki and Shampine, 1989.
+    "bosh3": Tableau(
+        3,
+        (0.0, 1 / 2, 3 / 4, 1.0),
+        ((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        (2 / 9, 1 / 3, 4 / 9, 0.0),
+        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+    ),
+    # Dormand and Prince, 1980.
+    "dopri5": Tableau(
+        5,
+        (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+        (
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+        (
+            35 / 384 - 5179 / 57600,
+            0.0,
+            500 / 1113 - 7571 / 16695,
+            125 / 192 - 393 / 640,
+            -2187 / 6784 + 92097 / 339200,
+            11 / 84 - 187 / 2100,
+            -1 / 40,
+        ),
+    ),
+}
