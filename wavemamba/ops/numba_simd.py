@@ -1,0 +1,361 @@
+"""Explicit vectors of float32 for the numba kernels, and the vectorised functions that the ops need.
+
+numba's own loops leave vectorisation to what the compiler can prove about aliasing, and its scalar `exp` is a call into
+libm. Here a value of type `Lanes` is `LANES` neighbouring channels, in registers; LLVM splits it to the width of the
+machine (AVX-512, AVX2, NEON). Memory is reached by raw addresses (int64 bytes), which suits strided tensors of any
+dtype; the callers keep the tensors alive and their bounds right.
+
+Arithmetic carries the `contract` flag alone: multiply-adds fuse, while NaN and infinity keep their meaning, and the
+range reduction below is not rearranged away.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+VECTOR_BYTES = 4 * LANES
+_FAST = ("contract",)
+
+_FLOAT = ir.FloatType()
+_INT = ir.IntType(32)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(_INT, LANES)
+
+
+class Lanes(types.Type):  # type: ignore[misc]  # numba ships no types
+    """The numba type of a vector of float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+lanes = Lanes()
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, _VECTOR)
+
+
+def _splat_constant(value: float) -> ir.Constant:
+    return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, value)] * LANES)
+
+
+def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
+    zeros = ir.Constant(_INTS, [ir.Constant(_INT, 0)] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+
+
+def _pointer(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.Value:
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def _register_operator(
+    function: Callable[..., Any], emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+) -> None:
+    @infer_global(function)
+    class _Template(AbstractTemplate):  # type: ignore[misc]  # numba ships no types
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and all(isinstance(arg, Lanes) for arg in args):
+                return signature(lanes, lanes, lanes)
+            return None
+
+    @lower_builtin(function, Lanes, Lanes)
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *args)
+
+
+_register_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FAST))
+_register_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FAST))
+_register_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FAST))
+_register_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b, flags=_FAST))
+
+
+@intrinsic
+def load(typing: Any, address: Any) -> Any:
+    """`LANES` float32 at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[0], _VECTOR), align=4)
+
+    return lanes(types.int64), codegen
+
+
+@intrinsic
+def store(typing: Any, address: Any, value: Any) -> Any:
+    """Write a vector to an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], _pointer(builder, args[0], _VECTOR), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes), codegen
+
+
+@intrinsic
+def broadcast(typing: Any, address: Any) -> Any:
+    """The float32 at an address, in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, builder.load(_pointer(builder, args[0], _FLOAT), align=4))
+
+    return lanes(types.int64), codegen
+
+
+@intrinsic
+def splat(typing: Any, value: Any) -> Any:
+    """A number, rounded to float32, in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    return lanes(value), codegen
+
+
+@intrinsic
+def get_float(typing: Any, address: Any) -> Any:
+    """The float32 at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[0], _FLOAT), align=4)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def put_float(typing: Any, address: Any, value: Any) -> Any:
+    """Write a float32 to an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], _pointer(builder, args[0], _FLOAT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), codegen
+
+
+@intrinsic
+def get_int(typing: Any, address: Any) -> Any:
+    """The int64 at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[0], ir.IntType(64)), align=8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """`then` in the lanes where `a < b`, `otherwise` in the others, NaN among them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return lanes(lanes, lanes, lanes, lanes), codegen
+
+
+@intrinsic
+def sum_lanes(typing: Any, value: Any) -> Any:
+    """The sum over the lanes, by halves, as float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        total, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            parts = [
+                builder.shuffle_vector(
+                    total,
+                    ir.Constant(total.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(_INT, width), [ir.Constant(_INT, start + i) for i in range(width)]),
+                )
+                for start in (0, width)
+            ]
+            total = builder.fadd(*parts)
+        return builder.extract_element(total, ir.Constant(_INT, 0))
+
+    return types.float32(lanes), codegen
+
+
+@intrinsic
+def _power_of_two(typing: Any, shifted: Any) -> Any:
+    """2**n, where `shifted` is n + 1.5 * 2**23: the low bits of that number are n, wanted in the exponent."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def constant(value: int) -> ir.Constant:
+            return ir.Constant(_INTS, [ir.Constant(_INT, value)] * LANES)
+
+        bits = builder.shl(builder.bitcast(args[0], _INTS), constant(23))
+        return builder.bitcast(builder.add(bits, constant(127 << 23)), _VECTOR)
+
+    return lanes(lanes), codegen
+
+
+def inline(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a helper that every kernel inlines."""
+    compiled: Callable[..., Any] = njit(nogil=True, forceinline=True, error_model="numpy")(function)
+    return compiled
+
+
+LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
+_LN_2_HIGH = 0.693145751953125  # 17 bits: its products with integers up to 2**7 are exact
+_LN_2_LOW = 1.42860682030941723e-6
+_SHIFT = 12582912.0  # 1.5 * 2**23: adding it rounds to the nearest integer
+
+
+@inline
+def _clamp_shifted(shifted):  # type: ignore[no-untyped-def]  # numba infers
+    """Keep the exponent within -127 (2**n is then 0) and 128 (infinity); NaN stays."""
+    shifted = where_less(shifted, splat(_SHIFT - 127.0), splat(_SHIFT - 127.0), shifted)
+    return where_less(splat(_SHIFT + 128.0), shifted, splat(_SHIFT + 128.0), shifted)
+
+
+@inline
+def _scaled_power(shifted, r):  # type: ignore[no-untyped-def]  # numba infers
+    """2**(n + r), n in the low bits of `shifted`, |r| <= 1/2 unless n was clamped.
+
+    The polynomial is the minimax of (2**r - 1) / r, relative error 2e-9, so that 2**0 is exactly 1.
+    """
+    r = where_less(r, splat(-1.0), splat(-1.0), r)  # clamped from below: anything finite, for 0 follows
+    p = splat(0.00015353599440977395) * r + splat(0.001339885210400341)
+    p = p * r + splat(0.009618436384791838)
+    p = p * r + splat(0.05550332545955144)
+    p = p * r + splat(0.24022647923212728)
+    p = p * r + splat(0.6931472028011885)
+    return (p * r + splat(1.0)) * _power_of_two(shifted)
+
+
+@inline
+def exp2_product(a, b):  # type: ignore[no-untyped-def]  # numba infers
+    """2**(a * b): the product is never rounded where the machine has fused multiply-add.
+
+    0 below 2**-126.5, infinity above 2**127.5.
+    """
+    shifted = _clamp_shifted(a * b + splat(_SHIFT))
+    return _scaled_power(shifted, a * b - (shifted - splat(_SHIFT)))
+
+
+@inline
+def exp(x):  # type: ignore[no-untyped-def]  # numba infers
+    """exp(x), relative error below 2e-7, by Cody and Waite's reduction; 0 below -87.6, infinity above 88.3."""
+    shifted = _clamp_shifted(x * splat(LOG2_E) + splat(_SHIFT))
+    n = shifted - splat(_SHIFT)
+    r = (x - n * splat(_LN_2_HIGH)) - n * splat(_LN_2_LOW)
+    return _scaled_power(shifted, r * splat(LOG2_E))
+
+
+@inline
+def _exp_minus_abs(x):  # type: ignore[no-untyped-def]  # numba infers
+    return exp(where_less(splat(0.0), x, splat(0.0) - x, x))
+
+
+@inline
+def sigmoid(x):  # type: ignore[no-untyped-def]  # numba infers
+    """1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow."""
+    small = _exp_minus_abs(x)
+    return where_less(x, splat(0.0), small, splat(1.0)) / (splat(1.0) + small)
+
+
+@inline
+def softplus(x):  # type: ignore[no-untyped-def]  # numba infers
+    """log(1 + exp(x)) = max(x, 0) + 2 artanh(t), t = w / (2 + w), w = exp(-|x|); the series in t**2 is a minimax."""
+    small = _exp_minus_abs(x)
+    t = small / (splat(2.0) + small)
+    square = t * t
+    p = splat(0.2817833476892988) * square + splat(0.2796060319449686)
+    p = p * square + splat(0.4002491021195172)
+    p = p * square + splat(0.6666631468516432)
+    p = p * square + splat(2.000000007920697)
+    return where_less(x, splat(0.0), splat(0.0), x) + p * t
+
+
+@inline
+def load_some(address, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """The first `count` lanes from an address, zeros in the others; `spare` is room for one vector."""
+    if count >= LANES:
+        return load(address)
+    store(spare, splat(0.0))
+    for i in range(count):
+        put_float(spare + 4 * i, get_float(address + 4 * i))
+    return load(spare)
+
+
+@inline
+def store_some(address, value, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """Write the first `count` lanes to an address; `spare` is room for one vector."""
+    if count >= LANES:
+        store(address, value)
+    else:
+        store(spare, value)
+        for i in range(count):
+            put_float(address + 4 * i, get_float(spare + 4 * i))
+
+
+class Rows(NamedTuple):
+    """A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
+
+    address: int
+    batch: int
+    row: int
+
+
+@inline
+def row_address(rows, b, l):  # type: ignore[no-untyped-def]  # numba infers
+    """Where row `l` of batch element `b` begins."""
+    return rows.address + b * rows.batch + l * rows.row
+
+
+@inline
+def step_row(order, l):  # type: ignore[no-untyped-def]  # numba infers
+    """The row that step `l` visits; `order` is the address of an int64 permutation, or 0."""
+    return l if order == 0 else get_int(order + 8 * l)
+
+
+@inline
+def aligned(buffer):  # type: ignore[no-untyped-def]  # numba infers
+    """The first address in an array that is a multiple of a cache line."""
+    return (buffer.ctypes.data + 63) & ~63
+
+
+@inline
+def keep_alive(buffer):  # type: ignore[no-untyped-def]  # numba infers
+    """Ends every kernel that works on addresses inside an array: numba frees an array after its last mention."""
+    buffer[0] = 0
+
+
+@inline
+def load_matrix(source, target, count, columns, block, factor):  # type: ignore[no-untyped-def]  # numba infers
+    """Rows of a (count, columns) matrix to columns of a (columns, block) tile, times `factor`; absent ones are 0."""
+    for n in range(columns):
+        for e in range(block):
+            value = np.float32(0.0)
+            if e < count and source != 0:
+                value = np.float32(get_float(source + 4 * (e * columns + n)) * np.float64(factor))
+            put_float(target + 4 * (n * block + e), value)
+
+
+@inline
+def store_matrix(source, target, count, columns, block):  # type: ignore[no-untyped-def]  # numba infers
+    """Columns of a (columns, block) tile to rows of a (count, columns) matrix."""
+    for e in range(count):
+        for n in range(columns):
+            put_float(target + 4 * (e * columns + n), get_float(source + 4 * (n * block + e)))
+
+
+@inline
+def load_vector(address, channel, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`LANES` entries of an (E,) vector, zeros where it is absent."""
+    if address == 0:
+        return splat(0.0)
+    return load_some(address + 4 * channel, count, spare)
