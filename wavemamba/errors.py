@@ -21,3 +21,7 @@ class CheckpointError(WavemambaError, RuntimeError):
 
 class ConfigError(WavemambaError, ValueError):
     """An option has a wrong name or value."""
+
+
+class DataError(WavemambaError, ValueError):
+    """A dataset is empty, missing or damaged."""
