@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
@@ -63,9 +63,7 @@ class DiMSUMBlock(nn.Module):
         if self.modulation is not None:
             self.modulation.zero_()
 
-    def forward(
-        self, x: Tensor, cond: Tensor | None = None, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: Tensor | None = None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the block.
 
         Args:

@@ -53,7 +53,9 @@ class SpatialFrequencyFusion(nn.Module):
         """
         height, width = check_map(spatial, self.dim // 2)
         if frequency.shape != spatial.shape:
-            raise ShapeError(f"frequency: expected the shape of spatial {tuple(spatial.shape)}, got {tuple(frequency.shape)}")
+            raise ShapeError(
+                f"frequency: expected the shape of spatial {tuple(spatial.shape)}, got {tuple(frequency.shape)}"
+            )
         s, f = spatial.flatten(1, 2), frequency.flatten(1, 2)
         if self.mode != "linear":
             q_s, k_s, v_s = self.spatial_qkv(s).chunk(3, dim=-1)

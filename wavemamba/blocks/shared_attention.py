@@ -22,16 +22,25 @@ class SharedAttention(nn.Module):
         dim: width C.
         num_heads: a divisor of C.
         cond_dim: width of the condition, or None.
-        mlp_ratio: hidden width of the gated MLP as a multiple of C.
+        mlp_ratio: hidden width of the MLP as a multiple of C.
+        gated_mlp: use the gated MLP.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.3; Peebles and Xie, "Scalable diffusion models with transformers".
     """
 
-    def __init__(self, dim: int, num_heads: int = 16, cond_dim: int | None = None, *, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 16,
+        cond_dim: int | None = None,
+        *,
+        mlp_ratio: float = 4.0,
+        gated_mlp: bool = True,
+    ) -> None:
         super().__init__()
         self.dim, self.cond_dim = dim, cond_dim
         self.attention = SelfAttention(dim, num_heads)
-        self.mlp = make_mlp(dim, mlp_ratio)
+        self.mlp = make_mlp(dim, mlp_ratio, gated=gated_mlp)
         self.modulation = None if cond_dim is None else AdaLN(dim, cond_dim, steps=2)
         self.norms = nn.ModuleList(LayerNorm(dim, eps=1e-6) for _ in range(2 if cond_dim is None else 0))
 

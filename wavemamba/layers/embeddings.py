@@ -99,7 +99,7 @@ class TimeEmbed(nn.Module):
         steps = torch.arange(half, device=t.device, dtype=torch.float32)
         angles = t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        y: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        y: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         return y
 
     def reset_parameters(self) -> None:

@@ -51,9 +51,7 @@ class SelectiveSSM(nn.Module):
         Returns:
             (B, L, E), rows where they were in `x`.
         """
-        x = causal_conv1d(
-            x, self.conv_weight, self.conv_bias, activation="silu", initial_state=conv_state, order=order
-        )
+        x = causal_conv1d(x, self.conv_weight, self.conv_bias, activation="silu", initial_state=conv_state, order=order)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan(
             x,
@@ -178,7 +176,9 @@ class MambaMixer(nn.Module):
         if self.cond_proj is None:
             return None
         if cond is None:
-            raise ShapeError("cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass the condition")
+            raise ShapeError(
+                "cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass the condition"
+            )
         expect_shape("cond", cond, (x.shape[0], self.cond_proj.in_features), "(B, cond_dim)")
         return self.cond_proj(cond).unsqueeze(1).expand(-1, self.d_conv - 1, -1)
 

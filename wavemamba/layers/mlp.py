@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from timm.layers import GluMlp, Mlp
+from timm.layers.activations import GELUTanh
+from timm.layers.mlp import GluMlp, Mlp
 from torch import nn
-
-_GELU = partial(nn.GELU, approximate="tanh")
 
 
 def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
@@ -26,7 +23,7 @@ def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
     """
     hidden = int(ratio * dim)
     if gated:
-        layer: nn.Module = GluMlp(dim, 2 * hidden, act_layer=_GELU, gate_last=False)
+        layer: nn.Module = GluMlp(dim, 2 * hidden, act_layer=GELUTanh, gate_last=False)
     else:
-        layer = Mlp(dim, hidden, act_layer=_GELU)
+        layer = Mlp(dim, hidden, act_layer=GELUTanh)
     return layer

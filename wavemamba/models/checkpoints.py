@@ -51,7 +51,6 @@ _RENAMED = tuple(
     )
 )
 
-_TRANSFORMS = {"combined": "haar", "combined_fourier": "dct"}
 _KEYWORDS = {
     "img_resolution", "patch_size", "in_channels", "hidden_size", "depth", "num_classes", "label_dropout", "rms_norm",
     "fused_add_norm", "residual_in_fp32", "learnable_pe", "cond_mamba", "block_type", "scan_type", "pe_type",
@@ -79,8 +78,8 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | 
     names = list(state_dict)
     if "pos_embed" not in state_dict or "x_embedder.proj.weight" not in state_dict:
         raise CheckpointError(f"expected the released DiMSUM names, such as 'pos_embed', got {names[:5]}")
-    model = DiMSUM(_infer(state_dict) if config is None else _translate(config, state_dict))
-    load_strictly(model, _rename(state_dict, model.config.grid_size))
+    model = DiMSUM(_infer(state_dict) if config is None else _translate(config))
+    load_strictly(model, _rename(state_dict, model))
     return model.eval()
 
 
@@ -133,14 +132,15 @@ def load_into(model: DiMSUM, path: str | os.PathLike[str]) -> None:
         CheckpointError: a name is missing, extra or misshapen; the model is left as it was.
     """
     state = read_weights(path)
-    load_strictly(model, _rename(state, model.config.grid_size) if is_released(state) else state)
+    load_strictly(model, _rename(state, model) if is_released(state) else state)
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
-def _rename(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+def _rename(state: Mapping[str, Tensor], model: DiMSUM) -> dict[str, Tensor]:
+    grid = model.config.grid_size
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if _NOT_WEIGHTS.search(name):
@@ -151,15 +151,18 @@ def _rename(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Ten
             tensor = tensor.squeeze(1)  # (E, 1, width): a depthwise convolution has one input channel
         if name == "pos_embed" and tensor.dim() == 3 and tensor.shape[1] == grid[0] * grid[1]:
             tensor = tensor.unflatten(1, grid)
+        transformer = re.match(r"attentions\.(\d+)\.", name)
+        if transformer and int(transformer[1]) >= len(model.attentions) > 0:
+            continue  # the released code makes one more independent transformer than it has places for
         renamed[name] = tensor
     return renamed
 
 
-def _translate(released: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiMSUMConfig:
+def _translate(released: Mapping[str, Any]) -> DiMSUMConfig:
     check_names(released, _KEYWORDS)
     block_type, scan_type = released.get("block_type", "combined"), released.get("scan_type", "none")
-    if block_type not in _TRANSFORMS:
-        raise CheckpointError(f"block_type: expected one of {', '.join(_TRANSFORMS)}, got {block_type!r}")
+    if block_type != "combined":
+        raise CheckpointError(f"block_type: expected 'combined', got {block_type!r}")
     if released.get("pe_type", "ape") != "ape":
         raise CheckpointError(f"pe_type: expected 'ape', got {released['pe_type']!r}")
     path = scan_type.removesuffix("_8") if scan_type.endswith("_8") else "none"
@@ -181,10 +184,9 @@ def _translate(released: Mapping[str, Any], state: Mapping[str, Tensor]) -> DiMS
         drop_path_rate=released.get("drop_path", 0.0),
         attention_every=every,
         attention_sharing="independent" if independent else "shared",
-        gated_mlp=_has(state, r"blocks\.0\.mlp\.w12\.") or released.get("use_gated_mlp", True),
+        gated_mlp=released.get("use_gated_mlp", True),
         norm="rms" if released.get("rms_norm", True) else "layer",
         final_norm=released.get("use_final_norm", False),
-        transform=_TRANSFORMS[block_type],
         scan_path=path,
         snake=released.get("scanning_continuity", False),
         bidirectional=scan_type == "v2",

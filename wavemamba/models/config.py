@@ -59,7 +59,7 @@ class DiMSUMConfig:
     mlp_ratio: float = 4.0
     """Hidden width of the MLPs as a multiple of C."""
     gated_mlp: bool = True
-    """Gated MLPs in the blocks."""
+    """Gated MLPs."""
     norm: str = "rms"
     """"rms" or "layer"."""
     final_norm: bool = False
@@ -126,7 +126,8 @@ class DiMSUMConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DiMSUMConfig:
         """Build from plain values; an unknown name is a `ConfigError` that names the nearest one."""
         check_names(values, [field.name for field in dataclasses.fields(cls)])
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def check_names(given: Collection[str], known: Collection[str]) -> None:
@@ -166,24 +167,33 @@ def layer_plan(config: DiMSUMConfig) -> tuple[BlockSpec, ...]:
     """Say what each block of the depth does.
 
     Block i scans the image column-major where `i % 4 >= 2`, backwards where i is odd, and the subbands column-major
-    where i is odd; a path family is walked on top of that.
+    where i is odd. With a path family or two directions it does not alternate: block i walks path `i % 8` of the
+    family, or every block scans the image row-major both ways. `snake` turns every second row of both sequences.
 
-    Source: how the released DiMSUM weights were trained.
+    Source: how the released DiMSUM weights were trained, and what its variants compute.
     """
     transform = frequency_transform(config.transform, config.levels)
-    spatial_name = "snake" if config.snake else "raster"
+    alternates = config.scan_path == "none" and not config.bidirectional
+    places = attention_places(config)
     specs = []
     for i in range(config.depth):
-        odd = i % 2 == 1
-        spatial = scan_order(spatial_name, transpose=i % 4 >= 2, reverse=odd)
+        odd = alternates and i % 2 == 1
+        spatial = scan_order("snake" if config.snake else "raster", transpose=alternates and i % 4 >= 2, reverse=odd)
         frequency = subband_scan(transform, transpose=odd)
+        if config.snake:
+            frequency = frequency.then(scan_order("snake"))
         if config.scan_path != "none":
             path = scan_order(config.scan_path, path=i % 8)
             spatial, frequency = spatial.then(path), frequency.then(path)
-        places = config.attention_every
-        runs = places > 0 and (i + 1) % places == 0
-        which = (i + 1) // places - 1 if runs and config.attention_sharing == "independent" else 0
         # Block i adds what block i - 1 returned, so the drop rate is that of the block before.
         rate = config.drop_path_rate * max(i - 1, 0) / max(config.depth - 1, 1)
-        specs.append(BlockSpec(spatial, frequency, rate, which if runs else None))
+        specs.append(BlockSpec(spatial, frequency, rate, places.get(i)))
     return tuple(specs)
+
+
+def attention_places(config: DiMSUMConfig) -> dict[int, int]:
+    """Which transformer block runs after which DiMSUM block: block index -> transformer index."""
+    every = config.attention_every
+    after = [i for i in range(config.depth) if every and (i + 1) % every == 0]
+    independent = config.attention_sharing == "independent"
+    return {block: index if independent else 0 for index, block in enumerate(after)}

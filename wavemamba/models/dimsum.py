@@ -75,7 +75,7 @@ class DiMSUM(SavedModel):
         self.plan = layer_plan(config)
         self.blocks = nn.ModuleList(_make_block(config, spec) for spec in self.plan)
         self.attentions = nn.ModuleList(
-            SharedAttention(dim, config.attention_heads, dim, mlp_ratio=config.mlp_ratio)
+            SharedAttention(dim, config.attention_heads, dim, mlp_ratio=config.mlp_ratio, gated_mlp=config.gated_mlp)
             for _ in {spec.attention for spec in self.plan if spec.attention is not None}
         )
         self.final_norm = make_norm(config.norm, dim) if config.final_norm else None

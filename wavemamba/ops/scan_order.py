@@ -125,7 +125,9 @@ def scan_order(
     elif name == "window":
         height, width = window if isinstance(window, tuple) else (window, window)
         if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-            raise ConfigError(f"window: expected a side or a (height, width) >= 1 for the window order, got {window!r} and tiles = {tiles!r}")
+            raise ConfigError(
+                f"window: expected a side or a (height, width) >= 1, got {window!r} and tiles = {tiles!r}"
+            )
         build = functools.partial(_window, height, width)
         label = f"window{height}x{width}"
     elif name in builders:
@@ -248,7 +250,7 @@ def _array(order: ScanOrder, H: int, W: int, inverse: bool) -> Permutation:
 _tensors: dict[tuple[ScanOrder, int, int, str, bool], Tensor] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]  # the decorator has no type
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
 def _cached_permutation(order: ScanOrder, H: int, W: int, device: str, inverse: bool) -> Tensor:
     key = (order, H, W, device, inverse)
     tensor = _tensors.get(key)

@@ -29,7 +29,9 @@ class BackendStatus:
     """Why it cannot run, or None where it can."""
 
     def __str__(self) -> str:
-        return f"{self.op:<16}{self.device:<6}{self.backend:<11}{'yes' if self.reason is None else 'no: ' + self.reason}"
+        return (
+            f"{self.op:<16}{self.device:<6}{self.backend:<11}{'yes' if self.reason is None else 'no: ' + self.reason}"
+        )
 
 
 def backends() -> tuple[BackendStatus, ...]:

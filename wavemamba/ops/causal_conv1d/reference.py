@@ -26,14 +26,14 @@ def run(
         past = [x.new_zeros(batch, channels, dtype=dtype)] * (width - 1)
     else:
         past = list(initial_state.to(dtype).unbind(1))
-    inputs = past + [x[:, l].to(dtype) for l in steps]
+    inputs = past + [x[:, row].to(dtype) for row in steps]
 
     rows: list[Tensor | None] = [None] * length
-    for step, l in enumerate(steps):
+    for step, row in enumerate(steps):
         y_l = x.new_zeros(batch, channels, dtype=dtype)
         for tap in range(width):
             y_l = y_l + weight[:, tap].to(dtype) * inputs[step + tap]
         if bias is not None:
             y_l = y_l + bias.to(dtype)
-        rows[l] = F.silu(y_l) if silu else y_l
-    return torch.stack([row for row in rows if row is not None], dim=1).to(x.dtype)
+        rows[row] = F.silu(y_l) if silu else y_l
+    return torch.stack([y_l for y_l in rows if y_l is not None], dim=1).to(x.dtype)

@@ -19,8 +19,7 @@ def run(
     order: Tensor | None,
 ) -> Tensor:
     """All steps at once; see `wavemamba.ops.causal_conv1d` for the equation and shapes."""
-    batch, length, channels = x.shape
-    width = weight.shape[1]
+    length, width = x.shape[1], weight.shape[1]
     dtype = accumulation_dtype(widest_dtype(x, weight))
     sequence = x.to(dtype) if order is None else x.to(dtype).index_select(1, order)
     if initial_state is None:

@@ -200,7 +200,9 @@ def _check(
     B = B.unsqueeze(2) if B.dim() == 3 else B
     C = C.unsqueeze(2) if C.dim() == 3 else C
     if B.shape[2] != C.shape[2] or width % B.shape[2]:
-        raise ShapeError(f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}")
+        raise ShapeError(
+            f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}"
+        )
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
             expect_shape(name, vector, (width,), "(E,)")

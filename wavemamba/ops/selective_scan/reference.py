@@ -30,10 +30,10 @@ def run(
 
     state = u.new_zeros(batch, width, A.shape[1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
     rows: list[Tensor | None] = [None] * length
-    for l in steps:
-        u_l, d_l = u[:, l].to(dtype), delta[:, l].to(dtype)
-        B_l = B[:, l].to(dtype).repeat_interleave(per_group, dim=1)  # (B, E, N)
-        C_l = C[:, l].to(dtype).repeat_interleave(per_group, dim=1)
+    for row in steps:
+        u_l, d_l = u[:, row].to(dtype), delta[:, row].to(dtype)
+        B_l = B[:, row].to(dtype).repeat_interleave(per_group, dim=1)  # (B, E, N)
+        C_l = C[:, row].to(dtype).repeat_interleave(per_group, dim=1)
         if delta_bias is not None:
             d_l = d_l + delta_bias.to(dtype)
         if delta_softplus:
@@ -43,7 +43,7 @@ def run(
         if D is not None:
             y_l = y_l + D.to(dtype) * u_l
         if z is not None:
-            y_l = y_l * F.silu(z[:, l].to(dtype))
-        rows[l] = y_l
-    y = torch.stack([row for row in rows if row is not None], dim=1)
+            y_l = y_l * F.silu(z[:, row].to(dtype))
+        rows[row] = y_l
+    y = torch.stack([y_l for y_l in rows if y_l is not None], dim=1)
     return y.to(u.dtype), state

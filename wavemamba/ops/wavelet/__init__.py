@@ -164,7 +164,9 @@ def _check(x: Tensor, levels: int, layout: str, order: Tensor | None = None) -> 
     side = 2**levels
     height, width = x.shape[1:3]
     if height % side or width % side:
-        raise ShapeError(f"x: expected sides divisible by {side} for {levels} levels, got {(height, width)}; pad the map")
+        raise ShapeError(
+            f"x: expected sides divisible by {side} for {levels} levels, got {(height, width)}; pad the map"
+        )
     if order is not None:
         expect_shape("order", order, (height * width,), "(H * W,)")
     return int(side)

@@ -183,12 +183,12 @@ def _bank_array(name: str, size: int, inverse: bool) -> np.ndarray[tuple[int, in
     return np.stack(columns, axis=1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]  # the decorator has no type
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
 def _filter_bank(name: str, size: int, inverse: bool, device: str) -> Tensor:
     return torch.tensor(_bank_array(name, size, inverse).tolist(), dtype=torch.float64).to(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]  # the decorator has no type
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
 def _dct_basis(size: int, device: str) -> Tensor:
     places, frequencies = np.arange(size) + 0.5, np.arange(size)[:, None]
     basis = np.cos(np.pi / size * frequencies * places) * np.sqrt(2 / size)
