@@ -1,77 +1,121 @@
-"""How the numba kernels run: on threads of our own, as many as PyTorch uses.
+"""How the numba kernels run: on PyTorch's own threads where they can be borrowed, else on a small pool.
 
 numba's parallel loops are not used: its default threading layer aborts the process when two Python threads enter it at
-once, and the others do not survive a fork. The kernels release the GIL and work on a range of independent items; here
-the ranges are handed to a small pool of daemon threads. The calling thread always works too, so that a call ends even
-where every helper is busy with another caller's work, and a forked child starts with an empty pool.
+once, and the others do not survive a fork. Here a kernel is a C function of one pointer, to a `Job`. Every thread that
+calls it takes items from the job's counter until none is left, so any number of threads may help, at any time.
+
+The threads are those of the OpenMP library that PyTorch itself runs on, entered through its C interface: they wait for
+work without sleeping for a while after every PyTorch operation, and would compete for the cores with threads of our
+own. Where that library has no such interface, and in a forked child, whose OpenMP threads did not survive the fork
+(PyTorch's own operations hang there), a pool of Python threads takes their place.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
-from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numba
+import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.errors import WavemambaError
-from wavemamba.ops.numba_simd import Rows
+from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some
 
-_PIECES_PER_THREAD = 4  # more even out unequal cores; each costs some 10 microseconds
+ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
+"""A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
+
+
+class Job:
+    """The arguments of a kernel as one C structure, which starts with the counter and the number of its items.
+
+    Args:
+        fields: name and numpy dtype of each argument; int64 for sizes and addresses.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        self.dtype = np.dtype([("next", np.int64), ("count", np.int64), *fields.items()])
+        self.signature = types.void(types.CPointer(numba.from_dtype(self.dtype)))
+
+    def fill(self, count: int, **values: Any) -> NDArray[np.void]:
+        """A job of `count` items; every field must be given."""
+        return np.array((0, count, *(values[name] for name in self.dtype.names[2:])), self.dtype)
+
+
+def kernel(job: Job) -> Any:
+    """Compile a function of a pointer to a job, at once, or load it from the disk cache.
+
+    numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only.
+    """
+    return numba.cfunc(job.signature, cache=True, error_model="numpy")
+
+
+@intrinsic
+def take_item(typing: Any, job_address: Any) -> Any:
+    """Atomically draw the next item of the job at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), codegen
 
 
 class _Work:
-    """One kernel call, cut into pieces that any thread may take."""
+    """One call of a kernel on the pool."""
 
-    def __init__(self, kernel: Callable[..., None], count: int, step: int, args: tuple[Any, ...]) -> None:
-        self._kernel, self._count, self._step, self._args = kernel, count, step, args
-        self._next = 0
-        self._unfinished = -(-count // step)
-        self._lock = threading.Lock()
-        self._finished = threading.Event()
-        self._error: BaseException | None = None
+    def __init__(self, function: Any, job: int) -> None:
+        self._function, self._job = function, job
+        self._helpers = 0
+        self._closed = False
+        self._changed = threading.Condition()
 
     def help(self) -> None:
-        """Take pieces until none is left."""
-        while True:
-            with self._lock:
-                start = self._next
-                self._next += self._step
-            if start >= self._count:
+        """Take items along with the others; nothing where the caller has already left."""
+        with self._changed:
+            if self._closed:
                 return
-            try:
-                self._kernel(start, min(start + self._step, self._count), *self._args)
-            except BaseException as error:  # handed to the thread that asked, which raises it
-                self._error = error
-            with self._lock:
-                self._unfinished -= 1
-                if self._unfinished == 0:
-                    self._finished.set()
+            self._helpers += 1
+        self._function(self._job)
+        with self._changed:
+            self._helpers -= 1
+            self._changed.notify_all()
 
     def finish(self) -> None:
-        """Work along, then wait for the pieces that others took."""
-        self.help()
-        self._finished.wait()
-        if self._error is not None:
-            raise self._error
+        """Take items, then wait for those that others took; late helpers find the work closed."""
+        self._function(self._job)
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._helpers == 0)
 
 
 class _Pool:
+    """Daemon threads that help; the caller always works too, so a call ends even where all of them are busy."""
+
     def __init__(self) -> None:
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._threads = 0
         self._lock = threading.Lock()
 
-    def offer(self, work: _Work, helpers: int) -> None:
+    def run(self, function: Any, job: int, threads: int) -> None:
         with self._lock:
-            while self._threads < helpers:
+            while self._threads < threads - 1:
                 self._threads += 1
                 threading.Thread(target=self._serve, name=f"wavemamba-{self._threads}", daemon=True).start()
-        for _ in range(helpers):
+        work = _Work(function, job)
+        for _ in range(threads - 1):
             self._queue.put(work)
+        work.finish()
 
     def _serve(self) -> None:
         while True:
@@ -79,33 +123,85 @@ class _Pool:
 
 
 _pool = _Pool()
+_forked = False
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = _Pool()
+def _after_fork() -> None:
+    global _pool, _forked
+    _pool, _forked = _Pool(), True
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork, nor may their locks be trusted
-    os.register_at_fork(after_in_child=_forget_pool)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
-def parallel(kernel: Callable[..., None], count: int, *args: Any) -> None:
-    """Run `kernel(start, stop, *args)` over the items `0 .. count - 1` on `torch.get_num_threads()` threads.
+@functools.cache
+def _openmp_parallel() -> Any:
+    """`GOMP_parallel(function, data, threads, flags)` of the OpenMP library that PyTorch is linked to, or None."""
+    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        try:
+            function = ctypes.CDLL(str(library)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None
+
+
+def launch(compiled: Any, job: NDArray[np.void]) -> None:
+    """Run a kernel on `torch.get_num_threads()` threads, without the GIL; returns when all items are done.
 
     Args:
-        kernel: a compiled function that releases the GIL; items must not depend on each other.
-        count: number of items.
-        args: passed on; tensors behind addresses are the caller's to keep alive.
+        compiled: made by `kernel`; its items must not depend on each other.
+        job: made by the kernel's `Job.fill`; the tensors behind its addresses are the caller's to keep alive.
     """
-    threads = min(torch.get_num_threads(), count)
+    threads = min(torch.get_num_threads(), int(job["count"]))
     if threads == 1:
-        kernel(0, count, *args)
-        return
-    step = -(-count // (_PIECES_PER_THREAD * threads))
-    work = _Work(kernel, count, step, args)
-    _pool.offer(work, threads - 1)
-    work.finish()
+        compiled.ctypes(job.ctypes.data)
+    elif not _forked and (parallel := _openmp_parallel()) is not None:
+        parallel(compiled.address, job.ctypes.data, threads, 0)
+    else:
+        _pool.run(compiled.ctypes, job.ctypes.data, threads)
+
+
+_SUM = Job(slices=np.int64, size=np.int64, source=np.int64, target=np.int64)
+_SUM_BLOCK = 64 * LANES
+
+
+@kernel(_SUM)
+def _sum(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    jobs = numba.carray(pointer, 1)
+    job = jobs[0]
+    slices, size, source, target = job.slices, job.size, job.source, job.target
+    buffer = np.empty(2 * LANES, np.float32)
+    spare = aligned(buffer)
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        for i in range(item * _SUM_BLOCK, min((item + 1) * _SUM_BLOCK, size), LANES):
+            total = splat(0.0)
+            for s in range(slices):
+                total = total + load_some(source + 4 * (s * size + i), size - i, spare)
+            store_some(target + 4 * i, total, size - i, spare)
+    keep_alive(buffer)
+
+
+def sum_slices(parts: Tensor) -> Tensor:
+    """Sum a contiguous float32 tensor over its first dimension, first slice first, whatever the number of threads."""
+    if parts.shape[0] == 1:
+        return parts[0]
+    total = parts.new_empty(parts.shape[1:])
+    job = _SUM.fill(
+        -(-total.numel() // _SUM_BLOCK),
+        slices=parts.shape[0],
+        size=total.numel(),
+        source=parts.data_ptr(),
+        target=total.data_ptr(),
+    )
+    launch(_sum, job)
+    return total
 
 
 def float_rows(tensor: Tensor) -> Tensor:
@@ -114,16 +210,14 @@ def float_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """An optional small tensor as contiguous float32."""
-    return None if tensor is None else tensor.float().contiguous()
+def rows(tensor: Tensor | None) -> tuple[int, int, int]:
+    """What `float_rows` returned, as a field of type `ROWS`."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), 4 * tensor.stride(0), 4 * tensor.stride(1))
 
 
-def rows(tensor: Tensor | None) -> Rows:
-    """Address and byte strides of what `float_rows` returned, for a kernel."""
-    if tensor is None:
-        return Rows(0, 0, 0)
-    return Rows(tensor.data_ptr(), 4 * tensor.stride(0), 4 * tensor.stride(1))
+def contiguous(tensor: Tensor) -> Tensor:
+    """A small tensor as contiguous float32."""
+    return tensor.float().contiguous()
 
 
 def address(tensor: Tensor | None) -> int:
@@ -131,7 +225,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def refuse_second_derivative(op: str) -> Callable[..., Any]:
+def refuse_second_derivative(op: str) -> Any:
     """An autograd formula for an op that is itself a gradient."""
 
     def refuse(ctx: Any, *gradients: Any) -> None:

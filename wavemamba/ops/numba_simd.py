@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -300,14 +300,6 @@ def store_some(address, value, count, spare):  # type: ignore[no-untyped-def]  #
         store(spare, value)
         for i in range(count):
             put_float(address + 4 * i, get_float(spare + 4 * i))
-
-
-class Rows(NamedTuple):
-    """A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
-
-    address: int
-    batch: int
-    row: int
 
 
 @inline

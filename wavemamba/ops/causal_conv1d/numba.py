@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import numba_kernels as kernels
-from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK, Sizes
-from wavemamba.ops.numba_runtime import address, contiguous, float_rows, parallel, refuse_second_derivative, rows
+from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
+from wavemamba.ops.numba_runtime import (
+    address,
+    contiguous,
+    float_rows,
+    launch,
+    refuse_second_derivative,
+    rows,
+    sum_slices,
+)
 
 
-def _sizes(x: Tensor, weight: Tensor, silu: bool, order: Tensor | None) -> Sizes:
-    _, length, channels = x.shape
-    return Sizes(length, channels, weight.shape[1], -(-channels // BLOCK), address(order), int(silu))
+class _Inputs:
+    """The inputs as the kernels read them: float32, converted or copied only where they must be."""
+
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, order: Tensor | None
+    ) -> None:
+        self.x, self.weight = float_rows(x), contiguous(weight)
+        self.bias = None if bias is None else contiguous(bias)
+        self.initial = None if initial_state is None else contiguous(initial_state)
+        self.order = None if order is None else order.contiguous()
+        self.items = x.shape[0] * -(-x.shape[2] // BLOCK)
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of a job, valid while this object lives."""
+        _, length, channels = self.x.shape
+        sizes = {
+            "length": length,
+            "channels": channels,
+            "width": self.weight.shape[1],
+            "blocks": -(-channels // BLOCK),
+        }
+        return sizes | {
+            "x": rows(self.x),
+            "order": address(self.order),
+            "weight": address(self.weight),
+            "bias": address(self.bias),
+            "initial": address(self.initial),
+        }
 
 
 @torch.library.custom_op("wavemamba::causal_conv1d_numba", mutates_args=(), device_types="cpu")
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
-    dtype = x.dtype
-    x = float_rows(x)
-    weight, bias, initial_state = contiguous(weight), contiguous(bias), contiguous(initial_state)
-    order = None if order is None else order.contiguous()
-    sizes = _sizes(x, weight, silu, order)
-    y = x.new_empty(x.shape)
-    parallel(
-        kernels.forward,
-        x.shape[0] * sizes.blocks,
-        sizes,
-        rows(x),
-        address(weight),
-        address(bias),
-        address(initial_state),
-        rows(y),
-    )
-    return y.to(dtype)
+    inputs = _Inputs(x, weight, bias, initial_state, order)
+    y = torch.empty(x.shape, dtype=torch.float32)
+    launch(kernels.forward, kernels.FORWARD.fill(inputs.items, **inputs.fields(), silu=silu, y=rows(y)))
+    return y.to(x.dtype)
 
 
 @_conv.register_fake
@@ -56,33 +77,29 @@ def _conv_backward(
     order: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, initial_state; empty where there is no such input."""
-    inputs = (x, weight, bias, initial_state)
-    x, dy = float_rows(x), float_rows(dy)
-    weight, bias, initial_state = contiguous(weight), contiguous(bias), contiguous(initial_state)
-    order = None if order is None else order.contiguous()
-    sizes = _sizes(x, weight, silu, order)
+    inputs = _Inputs(x, weight, bias, initial_state, order)
+    dy = float_rows(dy)
     batch, _, channels = x.shape
-    dx = x.new_empty(x.shape)
-    dweight, dbias = x.new_empty(batch, *weight.shape), x.new_empty(batch, channels)
-    dinitial = x.new_empty(batch, weight.shape[1] - 1, channels)
-    parallel(
-        kernels.backward,
-        batch * sizes.blocks,
-        sizes,
-        rows(x),
-        address(weight),
-        address(bias),
-        address(initial_state),
-        rows(dy),
-        rows(dx),
-        address(dweight),
-        address(dbias),
-        address(dinitial),
+    new = functools.partial(torch.empty, dtype=torch.float32)
+    dx = new(x.shape)
+    dweight, dbias = new(batch, *weight.shape), new(batch, channels)
+    dinitial = new(batch, weight.shape[1] - 1, channels)
+    job = kernels.BACKWARD.fill(
+        inputs.items,
+        **inputs.fields(),
+        silu=silu,
+        dy=rows(dy),
+        dx=rows(dx),
+        dweight=dweight.data_ptr(),
+        dbias=dbias.data_ptr(),
+        dinitial=dinitial.data_ptr(),
     )
-    gradients = (dx, dweight.sum(0), dbias.sum(0), dinitial)
+    launch(kernels.backward, job)
+    gradients = (dx, sum_slices(dweight), sum_slices(dbias), dinitial)
+    given = (x, weight, bias, initial_state)
     return [
-        x.new_empty(0) if given is None else gradient.to(given.dtype)
-        for given, gradient in zip(inputs, gradients, strict=True)
+        new(0) if tensor is None else gradient.to(tensor.dtype)
+        for tensor, gradient in zip(given, gradients, strict=True)
     ]
 
 

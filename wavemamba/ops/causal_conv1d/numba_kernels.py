@@ -6,11 +6,10 @@ the `width` rows that a step sees are then in the first-level cache.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numba import njit
+from numba import carray
 
+from wavemamba.ops.numba_runtime import ROWS, Job, kernel, take_item
 from wavemamba.ops.numba_simd import (
     LANES,
     VECTOR_BYTES,
@@ -31,130 +30,132 @@ from wavemamba.ops.numba_simd import (
 )
 
 BLOCK = 128
+_ROW = 4 * BLOCK  # bytes of one step in the scratch memory
 
-
-class Sizes(NamedTuple):
-    """What a kernel needs to know besides addresses."""
-
-    length: int
-    channels: int
-    width: int
-    blocks: int
-    """Work items in a batch element."""
-    order: int
-    """Address of the int64 scan order, 0 where absent."""
-    silu: int
+_INPUTS = {"x": ROWS} | dict.fromkeys(
+    ("length", "channels", "width", "blocks", "silu", "order", "weight", "bias", "initial"), np.int64
+)
+FORWARD = Job(**_INPUTS, y=ROWS)
+BACKWARD = Job(**_INPUTS, dy=ROWS, dx=ROWS, dweight=np.int64, dbias=np.int64, dinitial=np.int64)
 
 
 @inline
-def _find_taps(taps, sizes, x, initial, zeros, b, l):  # type: ignore[no-untyped-def]  # numba infers
-    """Where the rows lie that step `l` sees, oldest first."""
-    for t in range(sizes.width):
-        step = l - sizes.width + 1 + t
-        if step >= 0:
-            taps[t] = row_address(x, b, step_row(sizes.order, step))
-        elif initial != 0:
-            taps[t] = initial + 4 * (b * (sizes.width - 1) + step + sizes.width - 1) * sizes.channels
+def _find_taps(taps, job, zeros, b, step):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the rows lie that a step sees, oldest first."""
+    before = job.width - 1
+    for t in range(job.width):
+        seen = step - before + t
+        if seen >= 0:
+            taps[t] = row_address(job.x, b, step_row(job.order, seen))
+        elif job.initial != 0:
+            taps[t] = job.initial + 4 * (b * before + seen + before) * job.channels
         else:
             taps[t] = zeros
 
 
 @inline
-def _convolve(taps, weights, sizes, channel, j, count, start, spare):  # type: ignore[no-untyped-def]  # numba infers
-    total = start
-    for t in range(sizes.width):
-        row = load_some(taps[t] + 4 * channel, count, spare)
-        total = total + row * load(weights + 4 * (t * BLOCK + j))
+def _convolve(taps, weights, width, offset, j, count, bias, spare):  # type: ignore[no-untyped-def]  # numba infers
+    total = bias
+    for t in range(width):
+        total = total + load_some(taps[t] + offset, count, spare) * load(weights + t * _ROW + 4 * j)
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba ships no types
-def forward(start, stop, sizes, x, weight, bias, initial, y):  # type: ignore[no-untyped-def]  # numba infers
-    """Convolve the work items `start .. stop - 1`."""
-    width = sizes.width
+@kernel(FORWARD)
+def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Convolve; addresses are 0 where there is no such tensor."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width, length = job.width, job.length
     buffer = np.empty((width + 1) * BLOCK + 2 * LANES, np.float32)
-    weights = aligned(buffer)
-    zeros = weights + 4 * width * BLOCK
-    spare = zeros + 4 * BLOCK
     taps = np.empty(width, np.int64)
-    for at in range(0, 4 * BLOCK, VECTOR_BYTES):
+    weights = aligned(buffer)
+    zeros = weights + width * _ROW
+    spare = zeros + _ROW
+    for at in range(0, _ROW, VECTOR_BYTES):
         store(zeros + at, splat(0.0))
-    for item in range(start, stop):
-        b = item // sizes.blocks
-        first = item % sizes.blocks * BLOCK
-        channels = min(BLOCK, sizes.channels - first)
-        load_matrix(weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
-        for l in range(sizes.length):
-            _find_taps(taps, sizes, x, initial, zeros - 4 * first, b, l)
-            out = row_address(y, b, step_row(sizes.order, l))
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        b = item // job.blocks
+        first = item % job.blocks * BLOCK
+        channels = min(BLOCK, job.channels - first)
+        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
+        for step in range(length):
+            _find_taps(taps, job, zeros - 4 * first, b, step)
+            out = row_address(job.y, b, step_row(job.order, step))
             for j in range(0, channels, LANES):
-                channel, count = first + j, channels - j
-                bias_e = load_vector(bias, channel, count, spare)
-                total = _convolve(taps, weights, sizes, channel, j, count, bias_e, spare)
-                if sizes.silu != 0:
+                offset, count = 4 * (first + j), channels - j
+                bias = load_vector(job.bias, first + j, count, spare)
+                total = _convolve(taps, weights, width, offset, j, count, bias, spare)
+                if job.silu != 0:
                     total = total * sigmoid(total)
-                store_some(out + 4 * channel, total, count, spare)
+                store_some(out + offset, total, count, spare)
     keep_alive(buffer)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba ships no types
-def backward(start, stop, sizes, x, weight, bias, initial, dy, dx, dweight, dbias, dinitial):  # type: ignore[no-untyped-def]  # numba infers
-    """Gradients of the work items `start .. stop - 1`; `dweight` (B, E, width), `dbias` (B, E): one batch element's share.
+@kernel(BACKWARD)
+def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Gradients; `dweight` (B, E, width) and `dbias` (B, E) are one batch element's share each.
 
     From the last step on: a ring of `width` rows holds the gradients before the activation of the steps that the
     current row went into.
     """
-    width = sizes.width
-    buffer = np.empty((3 * width + 3) * BLOCK + 2 * LANES, np.float32)
-    weights = aligned(buffer)
-    dweights = weights + 4 * width * BLOCK
-    dbiases = dweights + 4 * width * BLOCK
-    ring = dbiases + 4 * BLOCK
-    zeros = ring + 4 * width * BLOCK
-    spare = zeros + 4 * BLOCK
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width, length = job.width, job.length
+    buffer = np.empty((3 * width + 2) * BLOCK + 2 * LANES, np.float32)
     taps = np.empty(width, np.int64)
-    for at in range(0, 4 * BLOCK, VECTOR_BYTES):
+    weights = aligned(buffer)
+    dweights = weights + width * _ROW
+    dbiases = dweights + width * _ROW
+    ring = dbiases + _ROW
+    zeros = ring + width * _ROW
+    spare = zeros + _ROW
+    for at in range(0, _ROW, VECTOR_BYTES):
         store(zeros + at, splat(0.0))
-    for item in range(start, stop):
-        b = item // sizes.blocks
-        first = item % sizes.blocks * BLOCK
-        channels = min(BLOCK, sizes.channels - first)
-        load_matrix(weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
-        for at in range(0, 4 * (width + 1) * BLOCK, VECTOR_BYTES):
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        b = item // job.blocks
+        first = item % job.blocks * BLOCK
+        channels = min(BLOCK, job.channels - first)
+        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
+        for at in range(0, (2 * width + 1) * _ROW, VECTOR_BYTES):
             store(dweights + at, splat(0.0))
-        for at in range(0, 4 * width * BLOCK, VECTOR_BYTES):
-            store(ring + at, splat(0.0))
-        for l in range(sizes.length - 1, -width, -1):
-            slot = ring + 4 * BLOCK * (l % width)
-            if l >= 0:
-                _find_taps(taps, sizes, x, initial, zeros - 4 * first, b, l)
-                row = step_row(sizes.order, l)
-                out = row_address(dx, b, row)
+        for step in range(length - 1, -width, -1):
+            slot = ring + _ROW * (step % width)
+            if step >= 0:
+                _find_taps(taps, job, zeros - 4 * first, b, step)
+                row = step_row(job.order, step)
+                out = row_address(job.dx, b, row)
             else:
                 row = 0
-                out = dinitial + 4 * (b * (width - 1) + l + width - 1) * sizes.channels
+                out = job.dinitial + 4 * (b * (width - 1) + step + width - 1) * job.channels
             for j in range(0, channels, LANES):
-                channel, count = first + j, channels - j
+                offset, count = 4 * (first + j), channels - j
                 gradient = splat(0.0)
-                if l >= 0:
-                    gradient = load_some(row_address(dy, b, row) + 4 * channel, count, spare)
-                    if sizes.silu != 0:
-                        bias_e = load_vector(bias, channel, count, spare)
-                        total = _convolve(taps, weights, sizes, channel, j, count, bias_e, spare)
+                if step >= 0:
+                    gradient = load_some(row_address(job.dy, b, row) + offset, count, spare)
+                    if job.silu != 0:
+                        bias = load_vector(job.bias, first + j, count, spare)
+                        total = _convolve(taps, weights, width, offset, j, count, bias, spare)
                         s = sigmoid(total)
                         gradient = gradient * (s + total * s * (splat(1.0) - s))
                     store(dbiases + 4 * j, load(dbiases + 4 * j) + gradient)
                     for t in range(width):
-                        cell = dweights + 4 * (t * BLOCK + j)
-                        store(cell, load(cell) + gradient * load_some(taps[t] + 4 * channel, count, spare))
+                        cell = dweights + t * _ROW + 4 * j
+                        store(cell, load(cell) + gradient * load_some(taps[t] + offset, count, spare))
                 store(slot + 4 * j, gradient)
                 total = splat(0.0)
                 for i in range(width):
-                    later = ring + 4 * (BLOCK * ((l + i) % width) + j)
-                    total = total + load(later) * load(weights + 4 * ((width - 1 - i) * BLOCK + j))
-                store_some(out + 4 * channel, total, count, spare)
-        store_matrix(dweights, dweight + 4 * (b * sizes.channels + first) * width, channels, width, BLOCK)
+                    later = ring + _ROW * ((step + i) % width) + 4 * j
+                    total = total + load(later) * load(weights + _ROW * (width - 1 - i) + 4 * j)
+                store_some(out + offset, total, count, spare)
+        vector = b * job.channels + first
+        store_matrix(dweights, job.dweight + 4 * vector * width, channels, width, BLOCK)
         for j in range(0, channels, LANES):
-            at = dbias + 4 * (b * sizes.channels + first + j)
-            store_some(at, load(dbiases + 4 * j), channels - j, spare)
+            store_some(job.dbias + 4 * (vector + j), load(dbiases + 4 * j), channels - j, spare)
     keep_alive(buffer)

@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wavemamba.ops.backend import any_requires_grad
-from wavemamba.ops.numba_runtime import address, contiguous, float_rows, parallel, refuse_second_derivative, rows
+from wavemamba.ops.numba_runtime import (
+    address,
+    contiguous,
+    float_rows,
+    launch,
+    refuse_second_derivative,
+    rows,
+    sum_slices,
+)
 from wavemamba.ops.numba_simd import LANES
 from wavemamba.ops.selective_scan import numba_kernels as kernels
-from wavemamba.ops.selective_scan.numba_kernels import BLOCK, CHUNK, Sizes
+from wavemamba.ops.selective_scan.numba_kernels import BLOCK, CHUNK
 
 
-def _sizes(u: Tensor, B: Tensor, delta_softplus: bool, order: Tensor | None) -> Sizes:
+def _sizes(u: Tensor, B: Tensor) -> dict[str, int]:
+    """How a scan is cut into work items; symbolic sizes go through."""
     batch, length, width = u.shape
     groups, states = B.shape[2:]
     per_group = width // groups
     block = min(BLOCK, -(-per_group // LANES) * LANES)
-    return Sizes(
-        batches=batch,
-        length=length,
-        width=per_group,
-        groups=groups,
-        states=states,
-        block=block,
-        blocks=-(-per_group // block),
-        chunks=-(-length // CHUNK),
-        order=address(order),
-        softplus=int(delta_softplus),
-    )
+    return {
+        "batches": batch,
+        "length": length,
+        "width": per_group,
+        "groups": groups,
+        "states": states,
+        "block": block,
+        "blocks": -(-per_group // block),
+    }
+
+
+def _items(sizes: dict[str, int]) -> int:
+    return sizes["batches"] * sizes["groups"] * sizes["blocks"]
+
+
+def _kept_shape(sizes: dict[str, int], keep: bool) -> tuple[int, ...]:
+    return (_items(sizes) if keep else 0, -(-sizes["length"] // CHUNK), sizes["states"], sizes["block"])
+
+
+class _Inputs:
+    """The inputs as the kernels read them: float32, converted or copied only where they must be."""
+
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        order: Tensor | None,
+    ) -> None:
+        self.u, self.delta = float_rows(u), float_rows(delta)
+        self.z = None if z is None else float_rows(z)
+        self.A, self.B, self.C = contiguous(A), contiguous(B), contiguous(C)
+        self.D = None if D is None else contiguous(D)
+        self.bias = None if delta_bias is None else contiguous(delta_bias)
+        self.order = None if order is None else order.contiguous()
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of a job, valid while this object lives."""
+        strided = {name: rows(getattr(self, name)) for name in ("u", "delta", "z")}
+        return strided | {name: address(getattr(self, name)) for name in ("A", "B", "C", "D", "bias", "order")}
 
 
 @torch.library.custom_op("wavemamba::selective_scan_numba", mutates_args=(), device_types="cpu")
@@ -49,51 +92,30 @@ def _scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, the last state, and, with `keep`, the states that the backward pass starts from."""
-    dtype = u.dtype
-    u, delta = float_rows(u), float_rows(delta)
-    z = None if z is None else float_rows(z)
-    A, B, C = contiguous(A), contiguous(B), contiguous(C)
-    D, delta_bias, initial_state = contiguous(D), contiguous(delta_bias), contiguous(initial_state)
-    order = None if order is None else order.contiguous()
-    sizes = _sizes(u, B, delta_softplus, order)
-    y = u.new_empty(u.shape)
-    last = u.new_empty(u.shape[0], u.shape[2], A.shape[1])
-    kept = u.new_empty(_kept_shape(sizes, keep))
-    parallel(
-        kernels.forward,
-        sizes.batches * sizes.groups * sizes.blocks,
-        sizes,
-        rows(u),
-        rows(delta),
-        rows(z),
-        address(A),
-        address(B),
-        address(C),
-        address(D),
-        address(delta_bias),
-        address(initial_state),
-        rows(y),
-        address(last),
-        address(kept) if keep else 0,
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, order)
+    initial = None if initial_state is None else contiguous(initial_state)
+    sizes = _sizes(u, B)
+    y = torch.empty(u.shape, dtype=torch.float32)
+    last = torch.empty(u.shape[0], *A.shape, dtype=torch.float32)
+    kept = torch.empty(_kept_shape(sizes, keep), dtype=torch.float32)
+    job = kernels.FORWARD.fill(
+        _items(sizes),
+        **sizes,
+        **inputs.fields(),
+        softplus=delta_softplus,
+        initial=address(initial),
+        y=rows(y),
+        last=last.data_ptr(),
+        checkpoints=kept.data_ptr() if keep else 0,
     )
-    return y.to(dtype), last, kept
-
-
-def _kept_shape(sizes: Sizes, keep: bool) -> tuple[int, ...]:
-    items = sizes.batches * sizes.groups * sizes.blocks if keep else 0
-    return (items, sizes.chunks, sizes.states, sizes.block)
+    launch(kernels.forward, job)
+    return y.to(u.dtype), last, kept
 
 
 @_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, keep):  # type: ignore[no-untyped-def]  # as above
-    batch, length, width = u.shape
-    groups, states = B.shape[2:]
-    per_group = width // groups
-    block = min(BLOCK, -(-per_group // LANES) * LANES)
-    items = batch * groups * -(-per_group // block) if keep else 0
-    y = u.new_empty(u.shape)
-    last = u.new_empty((batch, width, states), dtype=torch.float32)
-    return y, last, last.new_empty((items, -(-length // CHUNK), states, block))
+    last = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+    return u.new_empty(u.shape), last, last.new_empty(_kept_shape(_sizes(u, B), keep))
 
 
 @torch.library.custom_op("wavemamba::selective_scan_numba_backward", mutates_args=(), device_types="cpu")
@@ -114,75 +136,66 @@ def _scan_backward(
     kept: Tensor,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where there is no such input."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     if kept.numel() == 0:  # the forward pass did not know that a gradient would be asked for
         kept = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, True)[2]
-    u, delta = float_rows(u), float_rows(delta)
-    dy = torch.zeros_like(u) if dy is None else float_rows(dy)
-    z = None if z is None else float_rows(z)
-    A, B, C = contiguous(A), contiguous(B), contiguous(C)
-    D, delta_bias, dlast = contiguous(D), contiguous(delta_bias), contiguous(dlast)
-    order = None if order is None else order.contiguous()
-    sizes = _sizes(u, B, delta_softplus, order)
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, order)
+    dy = torch.zeros(u.shape) if dy is None else float_rows(dy)
+    dlast = None if dlast is None else contiguous(dlast)
+    sizes = _sizes(u, B)
     batch, _, width = u.shape
-    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
-    dz = None if z is None else u.new_empty(u.shape)
-    dA, dinitial = u.new_empty(batch, *A.shape), u.new_empty(batch, *A.shape)
-    dB, dC = u.new_empty(sizes.blocks, *B.shape), u.new_empty(sizes.blocks, *B.shape)
-    dD, dbias = u.new_empty(batch, width), u.new_empty(batch, width)
-    parallel(
-        kernels.backward,
-        sizes.batches * sizes.groups * sizes.blocks,
-        sizes,
-        rows(u),
-        rows(delta),
-        rows(z),
-        address(A),
-        address(B),
-        address(C),
-        address(D),
-        address(delta_bias),
-        address(kept),
-        rows(dy),
-        address(dlast),
-        rows(du),
-        rows(ddelta),
-        rows(dz),
-        address(dA),
-        address(dB),
-        address(dC),
-        address(dD),
-        address(dbias),
-        address(dinitial),
+    new = functools.partial(torch.empty, dtype=torch.float32)
+    du, ddelta = new(u.shape), new(u.shape)
+    dz = None if z is None else new(u.shape)
+    dA, dinitial = new(batch, *A.shape), new(batch, *A.shape)
+    dB, dC = new(sizes["blocks"], *B.shape), new(sizes["blocks"], *B.shape)
+    dD, dbias = new(batch, width), new(batch, width)
+    job = kernels.BACKWARD.fill(
+        _items(sizes),
+        **sizes,
+        **inputs.fields(),
+        softplus=delta_softplus,
+        checkpoints=kept.data_ptr(),
+        dy=rows(dy),
+        dlast=address(dlast),
+        du=rows(du),
+        ddelta=rows(ddelta),
+        dz=rows(dz),
+        dA=dA.data_ptr(),
+        dB=dB.data_ptr(),
+        dC=dC.data_ptr(),
+        dD=dD.data_ptr(),
+        dbias=dbias.data_ptr(),
+        dinitial=dinitial.data_ptr(),
     )
-    gradients = (du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, dbias.sum(0), dinitial)
+    launch(kernels.backward, job)
+    gradients = (du, ddelta, *map(sum_slices, (dA, dB, dC, dD)), dz, sum_slices(dbias), dinitial)
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     return [
-        u.new_empty(0) if given is None or gradient is None else gradient.to(given.dtype)
-        for given, gradient in zip(inputs, gradients, strict=True)
+        new(0) if tensor is None or gradient is None else gradient.to(tensor.dtype)
+        for tensor, gradient in zip(given, gradients, strict=True)
     ]
 
 
 @_scan_backward.register_fake
 def _(dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, kept):  # type: ignore[no-untyped-def]  # as above
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [u.new_empty(0, dtype=torch.float32) if x is None else x.new_empty(x.shape) for x in inputs]
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return [u.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in given]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, order, _ = inputs
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, order, output[2])
-    ctx.softplus = softplus
+    *tensors, delta_softplus, initial_state, order, _ = inputs
+    ctx.save_for_backward(*tensors, initial_state, order, output[2])
+    ctx.delta_softplus = delta_softplus
+    ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dkept: Tensor | None) -> tuple[Tensor | None, ...]:
-    u, delta, A, B, C, D, z, delta_bias, initial_state, order, kept = ctx.saved_tensors
-    gradients = _scan_backward(dy, dlast, u, delta, A, B, C, D, z, delta_bias, ctx.softplus, initial_state, order, kept)
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (
-        None if given is None else gradient for given, gradient in zip(inputs, gradients, strict=True)
-    )
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, None, dinitial, None, None
+def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    *tensors, initial_state, order, kept = ctx.saved_tensors
+    gradients = _scan_backward(dy, dlast, *tensors, ctx.delta_softplus, initial_state, order, kept)
+    given = (*tensors, initial_state)
+    *asked, dinitial = (None if t is None else gradient for t, gradient in zip(given, gradients, strict=True))
+    return (*asked, None, dinitial, None, None)
 
 
 _scan.register_autograd(_gradients, setup_context=_setup_context)
