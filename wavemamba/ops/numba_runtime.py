@@ -20,17 +20,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import cfunc, from_dtype, types
+from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.errors import WavemambaError
-from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some
+from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some, take_item
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
 """A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
@@ -44,12 +42,13 @@ class Job:
     """
 
     def __init__(self, **fields: Any) -> None:
+        self.names = tuple(fields)
         self.dtype = np.dtype([("next", np.int64), ("count", np.int64), *fields.items()])
-        self.signature = types.void(types.CPointer(numba.from_dtype(self.dtype)))
+        self.signature = types.void(types.CPointer(from_dtype(self.dtype)))  # type: ignore[no-untyped-call]  # as above
 
     def fill(self, count: int, **values: Any) -> NDArray[np.void]:
         """A job of `count` items; every field must be given."""
-        return np.array((0, count, *(values[name] for name in self.dtype.names[2:])), self.dtype)
+        return np.array((0, count, *(values[name] for name in self.names)), self.dtype)
 
 
 def kernel(job: Job) -> Any:
@@ -57,18 +56,7 @@ def kernel(job: Job) -> Any:
 
     numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only.
     """
-    return numba.cfunc(job.signature, cache=True, error_model="numpy")
-
-
-@intrinsic
-def take_item(typing: Any, job_address: Any) -> Any:
-    """Atomically draw the next item of the job at an address."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(types.int64), codegen
+    return cfunc(job.signature, cache=True, error_model="numpy")
 
 
 class _Work:
@@ -171,7 +159,7 @@ _SUM_BLOCK = 64 * LANES
 
 @kernel(_SUM)
 def _sum(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    jobs = numba.carray(pointer, 1)
+    jobs = carray(pointer, 1)
     job = jobs[0]
     slices, size, source, target = job.slices, job.size, job.source, job.target
     buffer = np.empty(2 * LANES, np.float32)

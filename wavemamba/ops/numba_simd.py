@@ -1,12 +1,12 @@
-"""Explicit vectors of float32 for the numba kernels, and the vectorised functions that the ops need.
+"""Explicit vectors of float32 for the numba kernels.
 
 numba's own loops leave vectorisation to what the compiler can prove about aliasing, and its scalar `exp` is a call into
 libm. Here a value of type `Lanes` is `LANES` neighbouring channels, in registers; LLVM splits it to the width of the
 machine (AVX-512, AVX2, NEON). Memory is reached by raw addresses (int64 bytes), which suits strided tensors of any
 dtype; the callers keep the tensors alive and their bounds right.
 
-Arithmetic carries the `contract` flag alone: multiply-adds fuse, while NaN and infinity keep their meaning, and the
-range reduction below is not rearranged away.
+Arithmetic carries the `contract` flag alone: multiply-adds fuse, while NaN and infinity keep their meaning, and nothing
+is rearranged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _FAST = ("contract",)
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
+_LONG = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_INT, LANES)
 
 
-class Lanes(types.Type):  # type: ignore[misc]  # numba ships no types
+class Lanes(types.Type):
     """The numba type of a vector of float32."""
 
     def __init__(self) -> None:
@@ -42,14 +43,15 @@ class Lanes(types.Type):  # type: ignore[misc]  # numba ships no types
 lanes = Lanes()
 
 
+def _instruction(emit: Any) -> Any:
+    """Numba's decorator for functions that emit LLVM, whose own types know only the emitting side."""
+    return intrinsic(emit)
+
+
 @register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _VECTOR)
-
-
-def _splat_constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, value)] * LANES)
+        super().__init__(manager, numba_type, _VECTOR)  # type: ignore[no-untyped-call]  # numba's has no types
 
 
 def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
@@ -65,14 +67,14 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.V
 def _register_operator(
     function: Callable[..., Any], emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
 ) -> None:
-    @infer_global(function)
-    class _Template(AbstractTemplate):  # type: ignore[misc]  # numba ships no types
+    @infer_global(function)  # type: ignore[no-untyped-call]  # as above
+    class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and all(isinstance(arg, Lanes) for arg in args):
-                return signature(lanes, lanes, lanes)
+                return signature(lanes, lanes, lanes)  # type: ignore[no-untyped-call]  # as above
             return None
 
-    @lower_builtin(function, Lanes, Lanes)
+    @lower_builtin(function, Lanes, Lanes)  # type: ignore[no-untyped-call,untyped-decorator]  # as above
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return emit(builder, *args)
 
@@ -83,7 +85,7 @@ _register_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=
 _register_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b, flags=_FAST))
 
 
-@intrinsic
+@_instruction
 def load(typing: Any, address: Any) -> Any:
     """`LANES` float32 at an address."""
 
@@ -93,7 +95,7 @@ def load(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@intrinsic
+@_instruction
 def store(typing: Any, address: Any, value: Any) -> Any:
     """Write a vector to an address."""
 
@@ -104,7 +106,7 @@ def store(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, lanes), codegen
 
 
-@intrinsic
+@_instruction
 def broadcast(typing: Any, address: Any) -> Any:
     """The float32 at an address, in every lane."""
 
@@ -114,7 +116,7 @@ def broadcast(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@intrinsic
+@_instruction
 def splat(typing: Any, value: Any) -> Any:
     """A number, rounded to float32, in every lane."""
 
@@ -124,7 +126,7 @@ def splat(typing: Any, value: Any) -> Any:
     return lanes(value), codegen
 
 
-@intrinsic
+@_instruction
 def get_float(typing: Any, address: Any) -> Any:
     """The float32 at an address."""
 
@@ -134,7 +136,7 @@ def get_float(typing: Any, address: Any) -> Any:
     return types.float32(types.int64), codegen
 
 
-@intrinsic
+@_instruction
 def put_float(typing: Any, address: Any, value: Any) -> Any:
     """Write a float32 to an address."""
 
@@ -145,17 +147,17 @@ def put_float(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, types.float32), codegen
 
 
-@intrinsic
+@_instruction
 def get_int(typing: Any, address: Any) -> Any:
     """The int64 at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], ir.IntType(64)), align=8)
+        return builder.load(_pointer(builder, args[0], _LONG), align=8)
 
     return types.int64(types.int64), codegen
 
 
-@intrinsic
+@_instruction
 def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     """`then` in the lanes where `a < b`, `otherwise` in the others, NaN among them."""
 
@@ -165,7 +167,7 @@ def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     return lanes(lanes, lanes, lanes, lanes), codegen
 
 
-@intrinsic
+@_instruction
 def sum_lanes(typing: Any, value: Any) -> Any:
     """The sum over the lanes, by halves, as float32."""
 
@@ -187,8 +189,8 @@ def sum_lanes(typing: Any, value: Any) -> Any:
     return types.float32(lanes), codegen
 
 
-@intrinsic
-def _power_of_two(typing: Any, shifted: Any) -> Any:
+@_instruction
+def power_of_two(typing: Any, shifted: Any) -> Any:
     """2**n, where `shifted` is n + 1.5 * 2**23: the low bits of that number are n, wanted in the exponent."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -201,83 +203,21 @@ def _power_of_two(typing: Any, shifted: Any) -> Any:
     return lanes(lanes), codegen
 
 
+@_instruction
+def take_item(typing: Any, job_address: Any) -> Any:
+    """Atomically draw the next item of the job at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], _LONG.as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(_LONG, 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a helper that every kernel inlines."""
     compiled: Callable[..., Any] = njit(nogil=True, forceinline=True, error_model="numpy")(function)
     return compiled
-
-
-LOG2_E = 1.4426950408889634
-LN_2 = 0.6931471805599453
-_LN_2_HIGH = 0.693145751953125  # 17 bits: its products with integers up to 2**7 are exact
-_LN_2_LOW = 1.42860682030941723e-6
-_SHIFT = 12582912.0  # 1.5 * 2**23: adding it rounds to the nearest integer
-
-
-@inline
-def _clamp_shifted(shifted):  # type: ignore[no-untyped-def]  # numba infers
-    """Keep the exponent within -127 (2**n is then 0) and 128 (infinity); NaN stays."""
-    shifted = where_less(shifted, splat(_SHIFT - 127.0), splat(_SHIFT - 127.0), shifted)
-    return where_less(splat(_SHIFT + 128.0), shifted, splat(_SHIFT + 128.0), shifted)
-
-
-@inline
-def _scaled_power(shifted, r):  # type: ignore[no-untyped-def]  # numba infers
-    """2**(n + r), n in the low bits of `shifted`, |r| <= 1/2 unless n was clamped.
-
-    The polynomial is the minimax of (2**r - 1) / r, relative error 2e-9, so that 2**0 is exactly 1.
-    """
-    r = where_less(r, splat(-1.0), splat(-1.0), r)  # clamped from below: anything finite, for 0 follows
-    p = splat(0.00015353599440977395) * r + splat(0.001339885210400341)
-    p = p * r + splat(0.009618436384791838)
-    p = p * r + splat(0.05550332545955144)
-    p = p * r + splat(0.24022647923212728)
-    p = p * r + splat(0.6931472028011885)
-    return (p * r + splat(1.0)) * _power_of_two(shifted)
-
-
-@inline
-def exp2_product(a, b):  # type: ignore[no-untyped-def]  # numba infers
-    """2**(a * b): the product is never rounded where the machine has fused multiply-add.
-
-    0 below 2**-126.5, infinity above 2**127.5.
-    """
-    shifted = _clamp_shifted(a * b + splat(_SHIFT))
-    return _scaled_power(shifted, a * b - (shifted - splat(_SHIFT)))
-
-
-@inline
-def exp(x):  # type: ignore[no-untyped-def]  # numba infers
-    """exp(x), relative error below 2e-7, by Cody and Waite's reduction; 0 below -87.6, infinity above 88.3."""
-    shifted = _clamp_shifted(x * splat(LOG2_E) + splat(_SHIFT))
-    n = shifted - splat(_SHIFT)
-    r = (x - n * splat(_LN_2_HIGH)) - n * splat(_LN_2_LOW)
-    return _scaled_power(shifted, r * splat(LOG2_E))
-
-
-@inline
-def _exp_minus_abs(x):  # type: ignore[no-untyped-def]  # numba infers
-    return exp(where_less(splat(0.0), x, splat(0.0) - x, x))
-
-
-@inline
-def sigmoid(x):  # type: ignore[no-untyped-def]  # numba infers
-    """1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow."""
-    small = _exp_minus_abs(x)
-    return where_less(x, splat(0.0), small, splat(1.0)) / (splat(1.0) + small)
-
-
-@inline
-def softplus(x):  # type: ignore[no-untyped-def]  # numba infers
-    """log(1 + exp(x)) = max(x, 0) + 2 artanh(t), t = w / (2 + w), w = exp(-|x|); the series in t**2 is a minimax."""
-    small = _exp_minus_abs(x)
-    t = small / (splat(2.0) + small)
-    square = t * t
-    p = splat(0.2817833476892988) * square + splat(0.2796060319449686)
-    p = p * square + splat(0.4002491021195172)
-    p = p * square + splat(0.6666631468516432)
-    p = p * square + splat(2.000000007920697)
-    return where_less(x, splat(0.0), splat(0.0), x) + p * t
 
 
 @inline
@@ -303,15 +243,15 @@ def store_some(address, value, count, spare):  # type: ignore[no-untyped-def]  #
 
 
 @inline
-def row_address(rows, b, l):  # type: ignore[no-untyped-def]  # numba infers
-    """Where row `l` of batch element `b` begins."""
-    return rows.address + b * rows.batch + l * rows.row
+def row_address(rows, b, row):  # type: ignore[no-untyped-def]  # numba infers
+    """Where a row of batch element `b` begins."""
+    return rows.address + b * rows.batch + row * rows.row
 
 
 @inline
-def step_row(order, l):  # type: ignore[no-untyped-def]  # numba infers
-    """The row that step `l` visits; `order` is the address of an int64 permutation, or 0."""
-    return l if order == 0 else get_int(order + 8 * l)
+def step_row(order, step):  # type: ignore[no-untyped-def]  # numba infers
+    """The row that a step visits; `order` is the address of an int64 permutation, or 0."""
+    return step if order == 0 else get_int(order + 8 * step)
 
 
 @inline

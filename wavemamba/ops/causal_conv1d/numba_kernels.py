@@ -7,9 +7,10 @@ the `width` rows that a step sees are then in the first-level cache.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_runtime import ROWS, Job, kernel, take_item
+from wavemamba.ops.numba_math import sigmoid
+from wavemamba.ops.numba_runtime import ROWS, Job, kernel
 from wavemamba.ops.numba_simd import (
     LANES,
     VECTOR_BYTES,
@@ -21,12 +22,12 @@ from wavemamba.ops.numba_simd import (
     load_some,
     load_vector,
     row_address,
-    sigmoid,
     splat,
     step_row,
     store,
     store_matrix,
     store_some,
+    take_item,
 )
 
 BLOCK = 128

@@ -12,17 +12,15 @@ places of their own, so that results are reproducible.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_runtime import ROWS, Job, kernel, take_item
+from wavemamba.ops.numba_math import LN_2, LOG2_E, exp2_product, sigmoid, softplus
+from wavemamba.ops.numba_runtime import ROWS, Job, kernel
 from wavemamba.ops.numba_simd import (
     LANES,
-    LN_2,
-    LOG2_E,
     VECTOR_BYTES,
     aligned,
     broadcast,
-    exp2_product,
     get_float,
     inline,
     keep_alive,
@@ -32,14 +30,13 @@ from wavemamba.ops.numba_simd import (
     load_vector,
     put_float,
     row_address,
-    sigmoid,
-    softplus,
     splat,
     step_row,
     store,
     store_matrix,
     store_some,
     sum_lanes,
+    take_item,
 )
 
 CHUNK = 32

@@ -1,0 +1,65 @@
+"""Haar packet map on the CPU: the numba kernel as a `torch.library` op, whose gradient is the op the other way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavemamba.ops.numba_runtime import address, float_rows, launch, rows
+from wavemamba.ops.scan_order import invert_permutation
+from wavemamba.ops.wavelet import numba_kernels as kernels
+
+_LAYOUTS = {"channel": kernels.CHANNEL, "interleaved": kernels.INTERLEAVED, "mosaic": kernels.MOSAIC}
+
+
+@torch.library.custom_op("wavemamba::haar_map_numba", mutates_args=(), device_types="cpu")
+def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+    batch, height, width, channels = x.shape
+    side = 2**levels
+    source = float_rows(x)
+    if source.stride(1) != width * source.stride(2):
+        source = source.contiguous()
+    target = torch.empty(x.shape, dtype=torch.float32)
+    steps = None if order is None else invert_permutation(order)
+    job = kernels.JOB.fill(
+        batch * (height // side) * (width // side),
+        levels=levels,
+        height=height // side,
+        width=width // side,
+        channels=channels,
+        layout=_LAYOUTS[layout],
+        steps=address(steps),
+        inverse=inverse,
+        scale=scale,
+        x=rows(source.flatten(1, 2)),
+        y=rows(target.flatten(1, 2)),
+    )
+    if job["count"]:
+        launch(kernels.haar_map, job)
+    return target.to(x.dtype)
+
+
+@_haar_map.register_fake
+def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
+    return x.new_empty(x.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.levels, ctx.layout, order, ctx.scale, ctx.inverse = inputs
+    ctx.save_for_backward(order)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    (order,) = ctx.saved_tensors
+    return _haar_map(dy, ctx.levels, ctx.layout, order, ctx.scale, not ctx.inverse), None, None, None, None, None
+
+
+_haar_map.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+    """Transform, layout and order in one pass; see `wavemamba.ops.wavelet` for the map and shapes."""
+    y: Tensor = _haar_map(x, levels, layout, order, scale, inverse)
+    return y
