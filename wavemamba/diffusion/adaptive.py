@@ -84,7 +84,8 @@ def integrate_per_sample(
         factor = (SAFETY * ratio.clamp_min(1e-10) ** (-1 / method.order)).clamp(SHRINK, GROW)
         # A step that was good enough is not followed by a smaller one.
         h = h * torch.where(accepted, factor.clamp_min(1.0), factor)
-        stuck = (goal != t) & (t + h == t)
+        # Also true where the step is not a number.
+        stuck = (goal != t) & ~((t + h - t).abs() > 0)
         done, failed, slowest, refused = torch.stack(
             [(t == goal).all(), stuck.any(), (t - goal).abs().amax(), (active & ~accepted).any()]
         ).tolist()

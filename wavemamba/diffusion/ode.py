@@ -7,9 +7,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.objective import Field, Model, Objective, call_model
 from wavemamba.diffusion.report import Callback, SampleInfo
-from wavemamba.diffusion.solvers import integrate
+from wavemamba.diffusion.solvers import ODE_SOLVERS, integrate
 
 
 @overload
@@ -23,6 +24,7 @@ def sample_ode(
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
+    overshoot: bool | None = ...,
     options: dict[str, Any] | None = ...,
     callback: Callback | None = ...,
     return_info: Literal[False] = ...,
@@ -41,6 +43,7 @@ def sample_ode(
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
+    overshoot: bool | None = ...,
     options: dict[str, Any] | None = ...,
     callback: Callback | None = ...,
     return_info: Literal[True],
@@ -59,6 +62,7 @@ def sample_ode(
     atol: float = 1e-6,
     rtol: float = 1e-3,
     step_control: str = "batch",
+    overshoot: bool | None = None,
     options: dict[str, Any] | None = None,
     callback: Callback | None = None,
     return_info: bool = False,
@@ -84,6 +88,9 @@ def sample_ode(
         atol: absolute tolerance of adaptive solvers.
         rtol: relative tolerance of adaptive solvers.
         step_control: `"batch"` or `"sample"` (dopri5 and bosh3), see `integrate`.
+        overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. None: only
+            dopri5 on a predicted velocity, which then gives the released sampler's numbers; it shows the network
+            times up to one step beyond 1.
         options: torchdiffeq's options, for solvers that run there.
         callback: called with a `Progress` after every step.
         return_info: also return a `SampleInfo` with the number of steps and function evaluations.
@@ -98,6 +105,8 @@ def sample_ode(
         WavemambaError: an adaptive solver cannot go on.
     """
     start, end = objective.sample_interval
+    if overshoot is None:
+        overshoot = choose("solver", solver, ODE_SOLVERS) == "dopri5" and objective.prediction == "velocity"
     velocity = objective.velocity(in_dtype(model, noise.dtype))
     sample, info = integrate(
         lambda t, x: velocity(x, t, **kwargs),
@@ -109,6 +118,7 @@ def sample_ode(
         atol=atol,
         rtol=rtol,
         step_control=step_control,
+        overshoot=overshoot,
         options=options,
         callback=callback,
     )
