@@ -1,0 +1,145 @@
+# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
+# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+"""Triton kernels that cut a sequence into segments for programs of their own, where a batch alone leaves a GPU idle.
+
+The recurrence is linear in the state: over a segment, h_end = exp(A sum d) h_start + r, with r the end state that the
+segment reaches from zero. `summarize` finds `sum d` and r of every segment at once, `combine` chains them, and the main
+kernel then runs all segments at once, each from its right start. The gradient's recurrence is chained the same way from
+the other end. This costs one more exponential for each state and step, and pays where programs are few.
+
+Source: Blelloch, "Prefix sums and their applications", 1990, section 1.4, with one level of blocks.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, row_of, step_size
+from wavemamba.ops.triton_runtime import LOG2E, sigmoid
+
+
+@triton.jit(do_not_specialize=OPAQUE)
+def summarize(
+    x,
+    delta,
+    z,
+    A,
+    BC,
+    delta_bias,
+    order,
+    reached,
+    total,
+    length,
+    segments,
+    segment_length,
+    blocks,
+    groups,
+    per_group,
+    x_b,
+    x_l,
+    delta_b,
+    delta_l,
+    z_b,
+    z_l,
+    A_e,
+    A_n,
+    kept_e,
+    STATES: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):
+    """What a segment makes of a zero state: reached (B, segments, N, E), and the sum of step sizes: total (B, segments, E).
+
+    Forward: x = u, BC = B, from the first step on, h = a h + d u B. Backward: x = dy, BC = C, from the last step on,
+    g = a (g + dy SiLU(z) C).
+    """
+    batch, segment, group, _, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
+    width = groups * per_group
+    n = tl.arange(0, PADDED)
+    tile = valid[None, :] & (n < STATES)[:, None]
+    decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    if delta_bias is not None:
+        bias = tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
+    x += batch * x_b + e
+    delta += batch * delta_b + e
+    if z is not None:
+        z += batch * z_b + e
+    BC += (batch * length * groups + group) * STATES + n
+    state = tl.zeros((PADDED, BLOCK), tl.float32)
+    sizes = tl.zeros((BLOCK,), tl.float32)
+    begin = segment * segment_length
+    end = tl.minimum(begin + segment_length, length)
+    e_end = tl.where(valid, end, 0)  # where a channel's, or a state's, steps end: one comparison makes both masks
+    n_end = tl.where(n < STATES, end, 0)
+    for start in range(begin, end, STEPS):
+        rows = ()
+        xs = ()
+        deltas = ()
+        for t in tl.static_range(STEPS):
+            l = begin + end - 1 - start - t if BACKWARD else start + t
+            here = start + t < e_end
+            row = row_of(order, tl.maximum(l, begin), end)
+            rows = rows + (row,)
+            xs = xs + (tl.load(x + row * x_l, mask=here, other=0.0),)
+            deltas = deltas + (tl.load(delta + row * delta_l, mask=here, other=0.0),)
+        for t in tl.static_range(STEPS):
+            here = start + t < e_end
+            bc_l = tl.load(BC + rows[t] * groups * STATES, mask=start + t < n_end, other=0.0)
+            x_t = xs[t].to(tl.float32)
+            d = deltas[t].to(tl.float32)
+            if delta_bias is not None:
+                d += bias
+            d = tl.where(here, step_size(d, SOFTPLUS), 0.0)
+            sizes += d
+            decay = tl.exp2(d[None, :] * decay_rate)
+            if BACKWARD:
+                if z is not None:
+                    z_t = tl.load(z + rows[t] * z_l, mask=here, other=0.0).to(tl.float32)
+                    x_t *= z_t * sigmoid(z_t)
+                state = decay * (state + x_t[None, :] * bc_l[:, None])
+            else:
+                state = decay * state + (d * x_t)[None, :] * bc_l[:, None]
+    part = batch * segments + segment
+    tl.store(reached + part * STATES * width + n[:, None] * width + e[None, :] * kept_e, state, mask=tile)
+    tl.store(total + part * width + e, sizes, mask=valid)
+
+
+@triton.jit(do_not_specialize=OPAQUE)
+def combine(
+    A,
+    start,
+    reached,
+    total,
+    segments,
+    width,
+    A_e,
+    A_n,
+    start_b,
+    start_e,
+    start_n,
+    STATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):
+    """Turn what every segment reached from zero into the state that enters it, in place: reached (B, segments, N, E)."""
+    blocks = tl.cdiv(STATES * width, BLOCK)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    valid = place < STATES * width
+    n = place // width
+    e = place % width
+    decay_rate = tl.load(A + e * A_e + n * A_n, mask=valid, other=0.0).to(tl.float32) * LOG2E
+    if start is None:
+        state = tl.zeros((BLOCK,), tl.float32)
+    else:
+        state = tl.load(start + batch * start_b + e * start_e + n * start_n, mask=valid, other=0.0).to(tl.float32)
+    for i in range(segments):
+        part = batch * segments + (segments - 1 - i if BACKWARD else i)
+        gain = tl.exp2(tl.load(total + part * width + e, mask=valid, other=0.0) * decay_rate)
+        own = tl.load(reached + part * STATES * width + place, mask=valid, other=0.0)
+        tl.store(reached + part * STATES * width + place, state, mask=valid)
+        state = gain * state + own
