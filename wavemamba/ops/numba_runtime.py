@@ -16,6 +16,8 @@ import ctypes
 import functools
 import os
 import threading
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -27,7 +29,6 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavemamba.errors import WavemambaError
 from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some, take_item
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
@@ -51,12 +52,32 @@ class Job:
         return np.array((0, count, *(values[name] for name in self.names)), self.dtype)
 
 
-def kernel(job: Job) -> Any:
-    """Compile a function of a pointer to a job, at once, or load it from the disk cache.
+def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
+    """Compile a function of a pointer to a job at once, or load it from the disk cache.
 
-    numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only.
+    numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only; where
+    that is read-only too, the kernel is compiled in every process. numba looks only at the function's own file to see
+    whether the code is stale, so the other files that it is inlined from are made part of its name.
     """
-    return cfunc(job.signature, cache=True, error_model="numpy")
+
+    def compile_kernel(function: Callable[..., None]) -> Any:
+        function.__qualname__ = f"{function.__name__}_{_sources_digest():08x}"
+        try:
+            return cfunc(job.signature, cache=True, error_model="numpy")(function)
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            return cfunc(job.signature, error_model="numpy")(function)
+
+    return compile_kernel
+
+
+@functools.cache
+def _sources_digest() -> int:
+    digest = 0
+    for name in ("numba_simd.py", "numba_math.py", "numba_runtime.py"):
+        digest = zlib.crc32(Path(__file__).with_name(name).read_bytes(), digest)
+    return digest
 
 
 class _Work:
@@ -211,14 +232,3 @@ def contiguous(tensor: Tensor) -> Tensor:
 def address(tensor: Tensor | None) -> int:
     """Where a tensor's data begin, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def refuse_second_derivative(op: str) -> Any:
-    """An autograd formula for an op that is itself a gradient."""
-
-    def refuse(ctx: Any, *gradients: Any) -> None:
-        raise WavemambaError(
-            f"{op}: the numba kernel has no second derivative; compute it with backend='torch', which has"
-        )
-
-    return refuse

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import numba_kernels as kernels
 from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
+from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
     contiguous,
     float_rows,
     launch,
-    refuse_second_derivative,
     rows,
     sum_slices,
 )
@@ -52,7 +52,7 @@ class _Inputs:
 
 
 @torch.library.custom_op("wavemamba::causal_conv1d_numba", mutates_args=(), device_types="cpu")
-def _conv(
+def _conv_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
     inputs = _Inputs(x, weight, bias, initial_state, order)
@@ -61,13 +61,13 @@ def _conv(
     return y.to(x.dtype)
 
 
-@_conv.register_fake
+@_conv_op.register_fake
 def _(x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("wavemamba::causal_conv1d_numba_backward", mutates_args=(), device_types="cpu")
-def _conv_backward(
+def _conv_backward_op(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -75,7 +75,7 @@ def _conv_backward(
     silu: bool,
     initial_state: Tensor | None,
     order: Tensor | None,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, initial_state; empty where there is no such input."""
     inputs = _Inputs(x, weight, bias, initial_state, order)
     dy = float_rows(dy)
@@ -97,16 +97,16 @@ def _conv_backward(
     launch(kernels.backward, job)
     gradients = (dx, sum_slices(dweight), sum_slices(dbias), dinitial)
     given = (x, weight, bias, initial_state)
-    return [
+    return tuple(  # type: ignore[return-value]  # mypy does not count the four
         new(0) if tensor is None else gradient.to(tensor.dtype)
         for tensor, gradient in zip(given, gradients, strict=True)
-    ]
+    )
 
 
-@_conv_backward.register_fake
+@_conv_backward_op.register_fake
 def _(dy, x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     given = (x, weight, bias, initial_state)
-    return [x.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in given]
+    return tuple(x.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in given)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -128,8 +128,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_conv.register_autograd(_gradients, setup_context=_setup_context)
-_conv_backward.register_autograd(refuse_second_derivative("causal_conv1d"))
+_conv = Differentiable("causal_conv1d", _conv_op, _setup_context, _gradients)
+_conv_backward = refuse_second_derivative("causal_conv1d", _conv_backward_op)
 
 
 def run(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.backend import any_requires_grad
+from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
     contiguous,
     float_rows,
     launch,
-    refuse_second_derivative,
     rows,
     sum_slices,
 )
@@ -77,7 +77,7 @@ class _Inputs:
 
 
 @torch.library.custom_op("wavemamba::selective_scan_numba", mutates_args=(), device_types="cpu")
-def _scan(
+def _scan_op(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -112,14 +112,14 @@ def _scan(
     return y.to(u.dtype), last, kept
 
 
-@_scan.register_fake
+@_scan_op.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, keep):  # type: ignore[no-untyped-def]  # as above
     last = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
     return u.new_empty(u.shape), last, last.new_empty(_kept_shape(_sizes(u, B), keep))
 
 
 @torch.library.custom_op("wavemamba::selective_scan_numba_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
+def _scan_backward_op(
     dy: Tensor | None,
     dlast: Tensor | None,
     u: Tensor,
@@ -134,10 +134,10 @@ def _scan_backward(
     initial_state: Tensor | None,
     order: Tensor | None,
     kept: Tensor,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where there is no such input."""
     if kept.numel() == 0:  # the forward pass did not know that a gradient would be asked for
-        kept = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, True)[2]
+        kept = _scan_op(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, True)[2]
     inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, order)
     dy = torch.zeros(u.shape) if dy is None else float_rows(dy)
     dlast = None if dlast is None else contiguous(dlast)
@@ -170,16 +170,16 @@ def _scan_backward(
     launch(kernels.backward, job)
     gradients = (du, ddelta, *map(sum_slices, (dA, dB, dC, dD)), dz, sum_slices(dbias), dinitial)
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [
+    return tuple(  # type: ignore[return-value]  # mypy does not count the nine
         new(0) if tensor is None or gradient is None else gradient.to(tensor.dtype)
         for tensor, gradient in zip(given, gradients, strict=True)
-    ]
+    )
 
 
-@_scan_backward.register_fake
+@_scan_backward_op.register_fake
 def _(dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, kept):  # type: ignore[no-untyped-def]  # as above
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [u.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in given]
+    return tuple(u.new_empty(0, dtype=torch.float32) if t is None else t.new_empty(t.shape) for t in given)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -198,8 +198,8 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tu
     return (*asked, None, dinitial, None, None)
 
 
-_scan.register_autograd(_gradients, setup_context=_setup_context)
-_scan_backward.register_autograd(refuse_second_derivative("selective_scan"))
+_scan = Differentiable("selective_scan", _scan_op, _setup_context, _gradients)
+_scan_backward = refuse_second_derivative("selective_scan", _scan_backward_op)
 
 
 def run(

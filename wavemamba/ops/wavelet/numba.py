@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavemamba.ops.numba_autograd import Differentiable
 from wavemamba.ops.numba_runtime import address, float_rows, launch, rows
 from wavemamba.ops.scan_order import invert_permutation
 from wavemamba.ops.wavelet import numba_kernels as kernels
@@ -15,7 +16,7 @@ _LAYOUTS = {"channel": kernels.CHANNEL, "interleaved": kernels.INTERLEAVED, "mos
 
 
 @torch.library.custom_op("wavemamba::haar_map_numba", mutates_args=(), device_types="cpu")
-def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
     batch, height, width, channels = x.shape
     side = 2**levels
     source = float_rows(x)
@@ -41,7 +42,7 @@ def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: 
     return target.to(x.dtype)
 
 
-@_haar_map.register_fake
+@_haar_map_op.register_fake
 def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
@@ -56,7 +57,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _haar_map(dy, ctx.levels, ctx.layout, order, ctx.scale, not ctx.inverse), None, None, None, None, None
 
 
-_haar_map.register_autograd(_gradients, setup_context=_setup_context)
+_haar_map = Differentiable("haar_map", _haar_map_op, _setup_context, _gradients)
 
 
 def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
