@@ -6,8 +6,12 @@ from wavemamba.training.checkpointing import (
     read_checkpoint,
     write_atomically,
 )
-from wavemamba.training.data import Digits, ExampleSource, ImageFolder, read_image
+from wavemamba.training.control import SCHEDULES, StopSignal, check_same_settings, learning_rate_factor
+from wavemamba.training.data import Digits, ExampleSource, ImageFolder, Part, hold_out, open_source, read_image
+from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.latents import LatentShards, LatentShardWriter
+from wavemamba.training.log import RunLog, read_log
+from wavemamba.training.pictures import image_grid, to_uint8
 from wavemamba.training.randomness import (
     derive_seed,
     generator_for,
@@ -16,9 +20,11 @@ from wavemamba.training.randomness import (
     seed_everything,
 )
 from wavemamba.training.recipe import RecipeParser, parse_overrides
+from wavemamba.training.state import TrainState
 from wavemamba.training.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
 
 __all__ = [
+    "SCHEDULES",
     "Checkpoints",
     "DamagedCheckpointWarning",
     "Digits",
@@ -27,17 +33,29 @@ __all__ = [
     "ImageFolder",
     "LatentShardWriter",
     "LatentShards",
+    "Part",
     "RecipeParser",
+    "RunLog",
     "StepBatches",
+    "StopSignal",
+    "TrainState",
     "batch_loader",
+    "check_same_settings",
     "derive_seed",
     "generator_for",
+    "held_out_loss",
+    "hold_out",
+    "image_grid",
+    "learning_rate_factor",
+    "open_source",
     "parse_overrides",
     "random_state",
     "read_checkpoint",
     "read_image",
+    "read_log",
     "restore_random_state",
     "seed_everything",
     "slices_of_batch",
+    "to_uint8",
     "write_atomically",
 ]

@@ -79,7 +79,7 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} could not be written ({error}); {self._last_good()}; "
+                f"{self.folder}: the checkpoint of step {step} could not be written ({error}); {self.last_good()}; "
                 f"free some space or change the folder and start the same command again"
             ) from error
         self._clear_leftovers()
@@ -127,9 +127,10 @@ class Checkpoints:
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
+        """Which checkpoint a message should point to."""
         steps = self.steps()
-        return f"the last good one is {self.path(steps[-1])}" if steps else "there is none before it"
+        return f"the last good one is {self.path(steps[-1])}" if steps else "there is none yet"
 
 
 def read_checkpoint(folder: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

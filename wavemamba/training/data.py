@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from wavemamba.errors import ConfigError, DataError
+from wavemamba.training.latents import INDEX_FILE, LatentShards
+from wavemamba.training.randomness import generator_for
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -99,6 +101,66 @@ class ImageFolder:
         if self.mirror and generator is not None and torch.rand((), generator=generator) < 0.5:
             pixels = pixels.flip(-1)
         return pixels, label
+
+
+class Part:
+    """Some examples of a source.
+
+    Args:
+        source: all of them.
+        indices: (n,) int64, which ones and in what order.
+    """
+
+    def __init__(self, source: ExampleSource, indices: Tensor) -> None:
+        self.source = source
+        self.indices = indices
+        self.classes = source.classes
+        self.shape = source.shape
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
+        """Example `indices[index]` of the source."""
+        return self.source.example(int(self.indices[index]), generator)
+
+
+def hold_out(source: ExampleSource, fraction: float, seed: int) -> tuple[ExampleSource, ExampleSource]:
+    """Split a source into what is trained on and a random `fraction` that is not.
+
+    Raises:
+        ConfigError: a fraction outside [0, 1), or one that leaves nothing to train on.
+    """
+    held = round(len(source) * fraction)
+    if not 0 <= fraction < 1 or held >= len(source):
+        raise ConfigError(f"holdout: expected a fraction in [0, 1) that leaves examples to train on, got {fraction}")
+    order = torch.randperm(len(source), generator=generator_for(seed, "hold out"))
+    return Part(source, order[held:]), Part(source, order[:held])
+
+
+def open_source(
+    data: str, *, size: int = 256, channels: int = 3, mirror: bool = False, verify: bool = False
+) -> ExampleSource:
+    """Open what the `--data` option of the examples names.
+
+    Args:
+        data: "digits", a folder of latent shards (it holds `index.json`), or a folder of images.
+        size: side of images, in pixels; digits and latents have their own.
+        channels: channels of images.
+        mirror: flip images or take mirrored latents half of the time.
+        verify: compare latent shards with their checksums.
+
+    Raises:
+        DataError: there is nothing usable.
+        ConfigError: digits were to be mirrored.
+    """
+    if data == "digits":
+        if mirror:
+            raise ConfigError("mirror: expected it off for digits, a mirrored digit is another sign")
+        return Digits()
+    if (Path(data) / INDEX_FILE).is_file():
+        return LatentShards(data, mirror=mirror, verify=verify)
+    return ImageFolder(data, size, channels=channels, mirror=mirror)
 
 
 def read_image(path: Path, size: int, channels: int) -> Tensor:

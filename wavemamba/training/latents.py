@@ -22,7 +22,7 @@ INDEX_FILE = "index.json"
 class LatentShardWriter:
     """Writes latents in numbered shards of equal length, so that an interrupted run goes on at the first missing one.
 
-    A shard is `latents-00000.safetensors` with `mean` and `std` (n, c, h, w) of the autoencoder's posterior, unscaled,
+    A shard is `latents-00000.safetensors` with `mean` and `std` (n, c, h, w) of the autoencoder's scaled posterior,
     `label` (n,) int64, and where images were also encoded mirrored `mean_mirrored` and `std_mirrored`; beside it
     `latents-00000.json` holds its length and SHA-256. `finish` writes `index.json`, without which nothing is read.
 
@@ -106,10 +106,10 @@ class LatentShardWriter:
 
 
 class LatentShards:
-    """The latents that `LatentShardWriter` wrote, scaled for training, read from memory-mapped files.
+    """The latents that `LatentShardWriter` wrote, read from memory-mapped files.
 
-    `example(index, generator)` draws from the posterior, `scale * (mean + std * eps - shift)`, and takes the mirrored
-    latents half of the time where `mirror` asks for it; without a generator it is `scale * (mean - shift)`.
+    `example(index, generator)` draws from the posterior, `mean + std * eps`, and takes the mirrored latents half of the
+    time where `mirror` asks for it; without a generator it is the mean.
 
     Args:
         folder: where `index.json` is.
@@ -153,7 +153,7 @@ class LatentShards:
             std = shard.get_slice(f"std{suffix}")[row : row + 1][0].float()
             latent = latent + std * torch.randn(latent.shape, generator=generator)
         label = int(shard.get_slice("label")[row : row + 1][0])
-        return (latent - self.index["shift"]) * self.index["scale"], label
+        return latent, label
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:

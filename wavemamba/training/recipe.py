@@ -11,6 +11,10 @@ from typing import Any
 from wavemamba.errors import ConfigError
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines and names every default."""
+
+
 class RecipeParser(argparse.ArgumentParser):
     """An argument parser with `--recipe FILE.yaml`, whose entries are the parser's own options.
 
@@ -20,7 +24,7 @@ class RecipeParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
         self.add_argument("--recipe", metavar="FILE.yaml", help="options from a YAML file; the command line wins")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
