@@ -9,7 +9,7 @@ import torch
 from wavemamba import ConfigError, ShapeError
 from wavemamba.diffusion import DIFFUSIONS, SDE_SOLVERS, Objective, get_path, sample_noise, sample_ode, sample_sde
 
-COUNT = 10_000
+COUNT = 6_000
 
 
 def start(batch: int = COUNT) -> torch.Tensor:
@@ -29,24 +29,23 @@ def has_moments(sample: torch.Tensor, mean: float, variance: float) -> None:
 
 
 @pytest.mark.parametrize("form", DIFFUSIONS)
-@pytest.mark.parametrize("solver", SDE_SOLVERS)
-@pytest.mark.parametrize("path", ["linear", "gvp"])
+@pytest.mark.parametrize(("path", "solver"), [("linear", "euler_maruyama"), ("gvp", "heun")])
 def test_marginals_are_kept_whatever_the_diffusion(path: str, solver: str, form: str, gaussian) -> None:
     data = gaussian(get_path(path))
-    sample = draw(data, Objective(path), solver=solver, diffusion=form, last_step=None, steps=300)
+    sample = draw(data, Objective(path), solver=solver, diffusion=form, last_step=None, steps=250)
     has_moments(sample, data.mean, data.std**2)
 
 
 @pytest.mark.parametrize("form", ["SBDM", "sigma", "increasing-decreasing"])
 def test_marginals_on_vp(form: str, gaussian) -> None:
     data = gaussian(get_path("vp"))
-    has_moments(draw(data, Objective("vp"), solver="heun", diffusion=form, last_step=None, steps=300), data.mean, 0.16)
+    has_moments(draw(data, Objective("vp"), solver="heun", diffusion=form, last_step=None, steps=250), data.mean, 0.16)
 
 
 @pytest.mark.parametrize("prediction", ["score", "noise"])
 def test_other_predictions(prediction: str, gaussian) -> None:
     data = gaussian(get_path("gvp"))
-    sample = draw(data, Objective("gvp", prediction), diffusion="sigma", steps=400)
+    sample = draw(data, Objective("gvp", prediction), diffusion="sigma", steps=250)
     has_moments(sample, data.mean, data.std**2)
 
 
@@ -66,7 +65,7 @@ def test_last_steps(gaussian) -> None:
     objective, h = Objective("linear"), 0.2
     time = torch.tensor([1 - h], dtype=torch.float64)
     mean, variance = data.moments(time)
-    options = {"diffusion": "constant", "diffusion_norm": 0.3, "steps": 400, "last_step_size": h}
+    options = {"diffusion": "constant", "diffusion_norm": 0.3, "steps": 250, "last_step_size": h}
     slope = (time * data.std**2 - (1 - time)) / variance
     gains = {
         "euler": 1 + h * slope,
