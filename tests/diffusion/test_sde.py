@@ -182,3 +182,17 @@ def test_names_and_numbers_are_checked() -> None:
     for options in ({"steps": 1}, {"diffusion_norm": -1.0}, {"last_step_size": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             sample(**options)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("solver", SDE_SOLVERS)
+def test_steps_never_wait_for_the_device(solver: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    noise = sample_noise((2, 1, 4), seeds=[0, 1], device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sample_sde(lambda x, t: -x, noise, Objective("gvp"), solver=solver, steps=4, generator=[0, 1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
