@@ -1,0 +1,202 @@
+"""The kernels' threads, their cache, and their functions of one variable."""
+
+import ctypes
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from support import scan_inputs
+from torch.utils.data import DataLoader, Dataset
+
+from wavemamba.ops import causal_conv1d, numba_math, numba_runtime, selective_scan, to_haar_map
+from wavemamba.ops.numba_simd import LANES, load, store
+from wavemamba.ops.numba_warm_up import warm_up
+
+ROOT = Path(__file__).parents[2]
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def every_op(seed=0):
+    """All three kernels, forward and backward, in one number a tensor."""
+    inputs = {k: v.float().requires_grad_() for k, v in scan_inputs(2, 40, 192, 4, seed=seed).items()}
+    x = causal_conv1d(inputs["u"], inputs["A"], activation="silu", backend="numba")
+    y = selective_scan(**inputs | {"u": x}, delta_softplus=True, backend="numba")
+    y = to_haar_map(y.unflatten(1, (4, 10))[:, :, :8], 2, "channel", backend="numba")
+    return torch.stack([g.double().sum() for g in torch.autograd.grad(y.square().sum(), list(inputs.values()))])
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_two_python_threads_at_once(pool, monkeypatch):
+    if pool:
+        monkeypatch.setattr(numba_runtime, "_forked", True)  # as in a forked child: no OpenMP
+    expected = [every_op(seed) for seed in range(4)]
+    results = {}
+
+    def work(seed):
+        results[seed] = [every_op(seed) for _ in range(20)]
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert all(torch.equal(value, expected[seed]) for seed in range(4) for value in results[seed])
+
+
+def test_pool_and_openmp_give_the_same_bits(monkeypatch):
+    expected = every_op()
+    monkeypatch.setattr(numba_runtime, "_forked", True)
+    assert torch.equal(every_op(), expected)
+    monkeypatch.setattr(numba_runtime, "_openmp_parallel", lambda: None)
+    monkeypatch.setattr(numba_runtime, "_forked", False)
+    assert torch.equal(every_op(), expected)
+
+
+def test_openmp_library_of_pytorch_is_found():
+    if "OpenMP" not in torch.__config__.parallel_info() or sys.platform != "linux":
+        pytest.skip("this PyTorch does not run on OpenMP")
+    assert numba_runtime._openmp_parallel() is not None
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_child_after_use():
+    expected = every_op()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send((torch.get_num_threads(), every_op().tolist())))
+    child.start()
+    finished = receiver.poll(60)
+    if not finished:
+        child.kill()
+    child.join()
+    assert finished, "the forked child hangs"
+    threads, values = receiver.recv()
+    assert threads == 2
+    assert values == expected.tolist()
+
+
+class _ScanningDataset(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return every_op(index)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_data_loader_workers():
+    expected = torch.stack([every_op(seed) for seed in range(6)])
+    loader = DataLoader(_ScanningDataset(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert torch.equal(torch.cat(list(loader)), expected)
+    assert torch.equal(every_op(), expected[0])  # and the parent goes on
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_import_is_light_and_warm_up_compiles():
+    code = (
+        "import sys, wavemamba.ops; assert 'numba' not in sys.modules;"
+        "from wavemamba.ops.numba_warm_up import warm_up; warm_up();"
+        "assert 'wavemamba.ops.selective_scan.numba_kernels' in sys.modules"
+    )
+    assert run_python(code).stderr == ""
+    warm_up()  # again: nothing happens
+
+
+def test_machine_code_is_kept_on_disk(tmp_path):
+    code = "import wavemamba.ops.numba_runtime as r; print(r._sum.cache_hits)"
+    first, second = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert (first.stdout.strip(), second.stdout.strip()) == ("0", "1"), first.stderr + second.stderr
+    assert list(tmp_path.rglob("*.nbc"))
+
+
+def test_nowhere_to_write_the_cache():
+    code = (
+        "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = [];"
+        "import torch, wavemamba.ops.numba_runtime as r; print(r.sum_slices(torch.ones(3, 5)).tolist())"
+    )
+    result = run_python(code)
+    assert result.stdout.strip() == str([3.0] * 5), result.stderr
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 1), (7, 16, 3), (2, 5000)])
+def test_sum_slices(shape):
+    parts = torch.randn(shape)
+    total = numba_runtime.sum_slices(parts)
+    expected = parts[0].clone()
+    for part in parts[1:]:
+        expected += part
+    assert torch.equal(total, expected)
+
+
+def apply(function, values):
+    """Run a function on vectors over an array of float32."""
+
+    @njit
+    def loop(source, target, size):
+        for at in range(0, 4 * size, 4 * LANES):
+            store(target + at, function(load(source + at)))
+
+    values = np.asarray(values, np.float32)
+    padded = np.resize(values, -(-values.size // LANES) * LANES)
+    results = np.empty_like(padded)
+    loop(padded.ctypes.data, results.ctypes.data, padded.size)
+    return results[: values.size]
+
+
+FUNCTIONS = {
+    "exp": (numba_math.exp, np.exp, 3e-7),
+    "sigmoid": (numba_math.sigmoid, lambda x: 1 / (1 + np.exp(-x)), 3e-7),
+    "softplus": (numba_math.softplus, lambda x: np.logaddexp(0, x), 4e-7),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_accurate(name):
+    function, truth, tolerance = FUNCTIONS[name]
+    x = np.concatenate([np.linspace(-86, 86, 100_000), np.linspace(-1, 1, 100_000), [0.0, -0.0, 1e-30]])
+    x = x.astype(np.float32)
+    expected = truth(x.astype(np.float64))
+    assert np.max(np.abs(apply(function, x) - expected) / expected) < tolerance
+
+
+def test_exponential_at_the_ends_of_its_range():
+    x = np.float32([np.nan, np.inf, -np.inf, 1e30, -1e30, 89.5, -104, 0])
+    assert np.array_equal(apply(numba_math.exp, x), [np.nan, np.inf, 0, np.inf, 0, np.inf, 0, 1], equal_nan=True)
+    assert np.array_equal(apply(numba_math.sigmoid, x[:3]), [np.nan, 1, 0], equal_nan=True)
+    assert np.array_equal(apply(numba_math.softplus, x[:5]), [np.nan, np.inf, 0, np.float32(1e30), 0], equal_nan=True)
+
+
+def test_a_job_knows_its_fields():
+    job = numba_runtime.Job(size=np.int64, x=numba_runtime.ROWS)
+    filled = job.fill(3, x=(1, 2, 3), size=7)
+    assert (filled["next"], filled["count"], filled["size"], filled["x"]["row"]) == (0, 3, 7, 3)
+    assert ctypes.c_int64.from_address(filled.ctypes.data + 8).value == 3
+    with pytest.raises(KeyError, match="size"):
+        job.fill(1, x=(0, 0, 0))

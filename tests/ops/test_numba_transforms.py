@@ -1,0 +1,162 @@
+"""The CPU kernels under what PyTorch does to functions: compile, export, autocast, checkpointing, torch.func."""
+
+import pytest
+import torch
+from support import scan_inputs
+from torch.autograd import forward_ad
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+from wavemamba import WavemambaError
+from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
+from wavemamba.ops.causal_conv1d.numba import _conv_backward_op, _conv_op
+from wavemamba.ops.selective_scan.numba import _scan_backward_op, _scan_op
+from wavemamba.ops.wavelet.numba import _haar_map_op
+
+LENGTH, WIDTH = 8, 20
+ORDER = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
+INPUTS = {k: v.float() for k, v in scan_inputs(2, LENGTH, WIDTH, 4).items()}
+NAMES = tuple(INPUTS)
+
+
+def network(*values):
+    """The three ops after each other, to one number."""
+    inputs = dict(zip(NAMES, values, strict=True))
+    inputs["u"] = causal_conv1d(inputs["u"], inputs["A"], inputs["D"], activation="silu", order=ORDER, backend="numba")
+    y, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True, order=ORDER, backend="numba")
+    bands = to_haar_map(y.unflatten(1, (4, 2)), 1, "mosaic", order=ORDER, backend="numba")
+    return bands.square().sum() + last.sin().sum()
+
+
+def value_and_gradients(function):
+    values = [v.clone().requires_grad_() for v in INPUTS.values()]
+    result = function(*values)
+    return result.detach(), torch.autograd.grad(result, values)
+
+
+def assert_same(function, tolerance=1e-5):
+    value, gradients = value_and_gradients(function)
+    expected, truths = value_and_gradients(network)
+    torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
+    for gradient, truth in zip(gradients, truths, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(dynamic):
+    torch._dynamo.reset()
+    assert_same(torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager"))
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    torch._dynamo.reset()
+    assert_same(torch.compile(network, fullgraph=True))
+
+
+class Scan(torch.nn.Module):
+    def forward(self, u, delta, A, B, C):
+        return selective_scan(u, delta, A, B, C, delta_softplus=True, backend="numba")
+
+
+def test_exports_with_any_length():
+    inputs = {k: INPUTS[k] for k in ("u", "delta", "A", "B", "C")}
+    length = torch.export.Dim("length", min=2, max=1000)
+    shapes = {k: None if k == "A" else {1: length} for k in inputs}
+    program = torch.export.export(Scan(), (), inputs, dynamic_shapes=shapes)
+    longer = {k: v if k == "A" else torch.cat([v] * 9, dim=1) for k, v in inputs.items()}
+    assert torch.equal(program.module()(**longer), Scan()(**longer))
+
+
+def test_autocast_runs_mixed_dtypes():
+    values = [v.clone().requires_grad_() for v in INPUTS.values()]
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = torch.eye(WIDTH)
+        result = network(torch.nn.functional.linear(values[0], weight), *values[1:])
+    gradients = torch.autograd.grad(result, values)
+    assert all(g.dtype == torch.float32 for g in gradients)
+    expected, _ = value_and_gradients(network)
+    assert abs(result - expected) < 0.02 * abs(expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    values = [v.clone().requires_grad_() for v in INPUTS.values()]
+    checkpoint(network, *values, use_reentrant=reentrant).backward()
+    _, truths = value_and_gradients(network)
+    assert all(torch.equal(value.grad, truth) for value, truth in zip(values, truths, strict=True))
+
+
+def test_torch_func_grad():
+    gradients = torch.func.grad(network, argnums=tuple(range(len(NAMES))))(*INPUTS.values())
+    _, truths = value_and_gradients(network)
+    assert all(torch.equal(gradient, truth) for gradient, truth in zip(gradients, truths, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_of_values_and_of_gradients():
+    u, *rest = INPUTS.values()
+    batched = torch.stack([u, 2 * u, u - 1])
+
+    def function(u):
+        return network(u, *rest)
+
+    for mapped in (function, torch.func.grad(function)):
+        expected = torch.stack([mapped(part) for part in batched])
+        torch.testing.assert_close(torch.vmap(mapped)(batched), expected, rtol=1e-6, atol=1e-6)
+
+
+def scan_sum(u):
+    return selective_scan(u, *list(INPUTS.values())[1:5], delta_softplus=True, backend="numba").sin().sum()
+
+
+def conv_sum(u):
+    return causal_conv1d(u, INPUTS["A"], activation="silu", backend="numba").sin().sum()
+
+
+@pytest.mark.parametrize("function", [scan_sum, conv_sum])
+def test_second_derivative_is_refused(function):
+    u = INPUTS["u"].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(u), u, create_graph=True)
+    with pytest.raises(WavemambaError, match=r"no second derivative.*backend='torch'"):
+        torch.autograd.grad(gradient.sum(), u)
+    with pytest.raises(WavemambaError, match="no second derivative"):
+        torch.func.grad(lambda u: torch.func.grad(function)(u).sum())(u.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("function", [scan_sum, conv_sum])
+def test_forward_mode_is_refused(function):
+    u = INPUTS["u"]
+    with forward_ad.dual_level(), pytest.raises(WavemambaError, match="no forward-mode derivative"):
+        function(forward_ad.make_dual(u, u))
+    with pytest.raises(WavemambaError, match="no forward-mode derivative"):
+        torch.func.jvp(function, (u,), (u,))
+
+
+def test_opcheck_of_the_scan():
+    u, delta, A, B, C, D, z, bias, initial = (v.requires_grad_() for v in map(torch.clone, INPUTS.values()))
+    opcheck(_scan_op, (u, delta, A, B, C, D, z, bias, True, initial, ORDER, True))
+    opcheck(_scan_op, (u, delta, A, B, C, None, None, None, False, None, None, True))
+    with torch.no_grad():
+        arguments = (u, delta, A, B, C, D, z, bias, True, initial, ORDER)
+        y, last, kept = _scan_op(*arguments, True)
+        opcheck(_scan_backward_op, (y, last, *arguments, kept))
+        opcheck(_scan_backward_op, (y, None, *arguments, kept[:0]))
+
+
+def test_opcheck_of_the_convolution():
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 3), (3, 4), (3,)))
+    state = torch.randn(2, 3, 3, requires_grad=True)
+    order = torch.randperm(5)
+    opcheck(_conv_op, (x, weight, bias, True, state, order))
+    opcheck(_conv_op, (x, weight, None, False, None, None))
+    with torch.no_grad():
+        opcheck(_conv_backward_op, (x, x, weight, bias, True, state, order))
+
+
+def test_opcheck_of_the_haar_map():
+    x = torch.randn(1, 4, 8, 3, requires_grad=True)
+    for inverse in (False, True):
+        opcheck(_haar_map_op, (x, 2, "channel", torch.randperm(32), 0.25, inverse))
+    opcheck(_haar_map_op, (x, 1, "mosaic", None, 1.0, False))
