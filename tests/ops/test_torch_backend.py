@@ -93,7 +93,7 @@ def test_convolution_is_torch_conv1d():
 def test_recurrence_has_the_closed_form(length, decay):
     value = torch.ones(1, length, 1, dtype=torch.float64)
     h = linear_recurrence(decay * value, value).flatten()
-    expected = torch.tensor([sum(decay**k for k in range(l + 1)) for l in range(length)], dtype=torch.float64)
+    expected = torch.tensor([sum(decay**k for k in range(step + 1)) for step in range(length)], dtype=torch.float64)
     assert torch.allclose(h, expected, rtol=1e-9)
 
 

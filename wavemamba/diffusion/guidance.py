@@ -71,6 +71,7 @@ class ClassifierFreeGuidance:
                 "a wrapped model's null class is passed as null_class="
             )
         self.scale, self.interval, self.power, self.null_class = float(scale), interval, float(power), int(found)
+        self.time_range: tuple[float, float] | None = getattr(model, "time_range", None)
 
     def scale_at(self, t: Tensor) -> Tensor:
         """`s(t)` for times of any shape."""

@@ -90,7 +90,7 @@ def sample_ode(
         step_control: `"batch"` or `"sample"` (dopri5 and bosh3), see `integrate`.
         overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. None: only
             dopri5 on a predicted velocity, which then gives the released sampler's numbers; it shows the network
-            times up to one step beyond 1.
+            times up to one step beyond 1, and so is not done to a model with a `time_range`, as DiMSUM has.
         options: torchdiffeq's options, for solvers that run there.
         callback: called with a `Progress` after every step.
         return_info: also return a `SampleInfo` with the number of steps and function evaluations.
@@ -106,7 +106,8 @@ def sample_ode(
     """
     start, end = objective.sample_interval
     if overshoot is None:
-        overshoot = choose("solver", solver, ODE_SOLVERS) == "dopri5" and objective.prediction == "velocity"
+        released = choose("solver", solver, ODE_SOLVERS) == "dopri5" and objective.prediction == "velocity"
+        overshoot = released and getattr(model, "time_range", None) is None
     velocity = objective.velocity(in_dtype(model, noise.dtype))
     sample, info = integrate(
         lambda t, x: velocity(x, t, **kwargs),

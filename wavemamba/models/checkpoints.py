@@ -207,7 +207,7 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
     return DiMSUMConfig(
         img_size=(side * patch, side * patch),
         in_chans=channels,
-        out_chans=out_width // patch**2 or None,
+        out_chans=None if out_width == channels * patch**2 else out_width // patch**2 or None,
         patch_size=patch,
         dim=dim,
         depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),

@@ -60,6 +60,8 @@ class DiMSUM(SavedModel):
 
     config: DiMSUMConfig
     config_class = DiMSUMConfig
+    time_range = (0.0, 1.0)
+    """The times that the model accepts; solvers read it."""
 
     def __init__(self, config: DiMSUMConfig) -> None:
         super().__init__()

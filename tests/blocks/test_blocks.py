@@ -1,0 +1,198 @@
+"""What every public block promises, on every kind of grid."""
+
+import pytest
+import torch
+from support import relative_error
+from torch.utils.checkpoint import checkpoint
+
+from wavemamba import (
+    ConfigError,
+    DiMSUMBlock,
+    MambaMixer,
+    ShapeError,
+    SharedAttention,
+    SpatialFrequencyFusion,
+    SpatialMambaBlock,
+    WaveletMambaBlock,
+    ops,
+    scan_order,
+)
+from wavemamba.ops.wavelet import LAYOUTS
+
+DIM, COND = 16, 6
+GRIDS = [(1, 1), (1, 5), (3, 7), (4, 4), (6, 10), (8, 8)]
+
+BLOCKS = {
+    "spatial": lambda cond: SpatialMambaBlock(DIM, cond, scan="hilbert"),
+    "spatial, conditioned mixer": lambda cond: SpatialMambaBlock(
+        DIM, cond, mixer=MambaMixer(DIM, cond_dim=cond, conditioning="conv_state" if cond else "none")
+    ),
+    "spatial, both ways": lambda cond: SpatialMambaBlock(DIM, cond, mixer=MambaMixer(DIM, bidirectional=True)),
+    **{
+        f"wavelet {layout}": lambda cond, layout=layout: WaveletMambaBlock(DIM, cond, layout=layout)
+        for layout in LAYOUTS
+    },
+    "wavelet, 3 levels": lambda cond: WaveletMambaBlock(DIM, cond, levels=3, scan="hilbert"),
+    "wavelet, 1 level": lambda cond: WaveletMambaBlock(DIM, cond, levels=1, scan=scan_order("window", window=2)),
+    "wavelet, no level": lambda cond: WaveletMambaBlock(DIM, cond, levels=0),
+    "wavelet db2": lambda cond: WaveletMambaBlock(DIM, cond, transform="db2"),
+    "wavelet dct": lambda cond: WaveletMambaBlock(DIM, cond, transform="dct", layout="interleaved"),
+    "attention": lambda cond: SharedAttention(DIM, 4, cond),
+    "attention, plain MLP": lambda cond: SharedAttention(DIM, 4, cond, mlp_ratio=2, gated_mlp=False),
+    "dimsum": lambda cond: DiMSUMBlock(DIM, cond),
+    "dimsum, linear fusion": lambda cond: DiMSUMBlock(DIM, cond, fusion=SpatialFrequencyFusion(DIM, mode="linear")),
+    "dimsum, swapped keys": lambda cond: DiMSUMBlock(
+        DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
+    ),
+}
+
+
+def build(name, cond_dim):
+    torch.manual_seed(0)
+    block = BLOCKS[name](cond_dim)
+    for parameter in block.parameters():  # zero-initialised layers would hide their inputs
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return block
+
+
+def run(block, x, cond):
+    y = block(x, cond)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def condition(cond_dim, batch=2, **kwargs):
+    return torch.randn(batch, cond_dim, **kwargs) if cond_dim else None
+
+
+@pytest.mark.parametrize("cond_dim", [None, COND])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_any_grid_forward_and_backward(name, cond_dim):
+    block = build(name, cond_dim)
+    for grid in GRIDS:
+        block.zero_grad()
+        x = torch.randn(2, *grid, DIM, requires_grad=True)
+        y = run(block, x, condition(cond_dim))
+        assert y.shape == x.shape
+        (y * torch.randn_like(y)).sum().backward()
+        assert torch.isfinite(x.grad).all()
+        assert x.grad.abs().sum() > 0
+        if grid == (6, 10):
+            missing = [n for n, p in block.named_parameters() if p.grad is None or not p.grad.any()]
+            assert not missing
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_samples_of_a_batch_do_not_meet_and_strides_do_not_matter(name):
+    block, cond = build(name, COND).double(), condition(COND, 3, dtype=torch.float64)
+    x = torch.randn(3, 5, 6, 2 * DIM, dtype=torch.float64)[..., ::2]
+    y = run(block, x, cond)
+    for i in range(3):
+        alone = run(block, x[i : i + 1].contiguous(), cond[i : i + 1])
+        assert relative_error(y[i : i + 1], alone) < 1e-12
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_backends_agree(name):
+    block, x, cond = build(name, COND), torch.randn(2, 5, 6, DIM), condition(COND)
+    with ops.use_backend("reference"):
+        expected = run(block.double(), x.double(), cond.double())
+    block.float()
+    assert relative_error(run(block, x, cond), expected) < 2e-6
+    with ops.use_backend("torch"):
+        assert relative_error(run(block, x, cond), expected) < 2e-6
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_dtypes_and_autocast(name):
+    block, x, cond = build(name, COND), torch.randn(2, 4, 6, DIM), condition(COND)
+    expected = run(block, x, cond)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run(block, x, cond)
+        y.float().sum().backward()
+    assert relative_error(y, expected) < 3e-2
+    y = run(block.bfloat16(), x.bfloat16(), cond.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert relative_error(y, expected) < 4e-2
+
+
+@pytest.mark.parametrize("name", ["spatial", "wavelet mosaic", "attention", "dimsum", "spatial, both ways"])
+def test_one_graph_export_and_checkpointing(name):
+    block, x, cond = build(name, COND), torch.randn(2, 6, 5, DIM), condition(COND)
+    expected = run(block, x, cond)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    assert relative_error(run(compiled, x, cond), expected) < 1e-6
+    exported = torch.export.export(block, (x, cond)).module()
+    assert relative_error(run(exported, x, cond), expected) < 1e-6
+    x.requires_grad_()
+    gradients = []
+    for call in (block, lambda *a: checkpoint(block, *a, use_reentrant=False), compiled):
+        (gradient,) = torch.autograd.grad(run(call, x, cond).square().sum(), x)
+        gradients.append(gradient)
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+    assert relative_error(gradients[2], gradients[0]) < 1e-5
+
+
+def test_wavelet_step_alone_is_exactly_undone():
+    """With the gate closed only the transform and its inverse are left, padding and cropping included."""
+    for layout in LAYOUTS:
+        block = WaveletMambaBlock(DIM, COND, layout=layout).double()
+        block.step.modulation.zero_()
+        for grid in GRIDS:
+            x = torch.randn(1, *grid, DIM, dtype=torch.float64)
+            assert relative_error(block(x, condition(COND, 1, dtype=torch.float64)), x) < 1e-12
+
+
+def test_residual_is_carried_in_float32():
+    block = build("dimsum", None).bfloat16()
+    x, residual = block(torch.randn(1, 4, 4, DIM).bfloat16())
+    assert (x.dtype, residual.dtype) == (torch.bfloat16, torch.float32)
+    x, again = block(x, residual=residual)
+    assert again.dtype == torch.float32
+
+
+def test_drop_path_drops_what_is_added_to_the_residual():
+    torch.manual_seed(0)
+    block = DiMSUMBlock(DIM, drop_path=0.5).train()
+    x, residual = torch.randn(64, 2, 2, DIM), torch.randn(64, 2, 2, DIM)
+    _, total = block(x, residual=residual)
+    dropped = [torch.equal(total[i], residual[i]) for i in range(64)]
+    assert 16 < sum(dropped) < 48
+    assert all(d or torch.allclose(total[i], residual[i] + 2 * x[i]) for i, d in enumerate(dropped))
+    assert torch.allclose(block.eval()(x, residual=residual)[1], x + residual)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: build("spatial", COND)(torch.randn(2, DIM, 4, 4), condition(COND)), "permute"),
+        (lambda: build("wavelet mosaic", COND)(torch.randn(2, 16, DIM), condition(COND)), r"\(B, H, W, C\)"),
+        (lambda: build("dimsum", COND)(torch.randn(2, 4, 4, DIM)), "cond: expected"),
+        (lambda: build("dimsum", None)(torch.randn(2, 4, 4, DIM), condition(COND)), "cond: expected None"),
+        (lambda: build("attention", COND)(torch.randn(2, 4, 4, DIM), condition(COND, 3)), "cond"),
+        (lambda: build("spatial", None)(torch.randn(2, 0, 4, DIM)), "H, W >= 1"),
+        (lambda: build("spatial", None)(torch.ones(2, 4, 4, DIM, dtype=torch.int64)), "floating"),
+        (lambda: SpatialFrequencyFusion(DIM)(torch.randn(1, 4, 4, 8), torch.randn(1, 4, 5, 8)), "frequency"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ShapeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: WaveletMambaBlock(DIM, layout="tiles"), "mosaic"),
+        (lambda: WaveletMambaBlock(DIM, transform="harr"), "transform"),
+        (lambda: SpatialMambaBlock(DIM, scan="rastr"), "raster"),
+        (lambda: SpatialFrequencyFusion(DIM, 3), "num_heads"),
+        (lambda: SpatialFrequencyFusion(DIM, mode="add"), "mode"),
+        (lambda: SharedAttention(DIM, 5), "num_heads"),
+        (lambda: DiMSUMBlock(15), "even"),
+        (lambda: DiMSUMBlock(DIM, norm="batch"), "norm"),
+    ],
+)
+def test_bad_options_are_named(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()

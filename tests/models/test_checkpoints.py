@@ -1,0 +1,204 @@
+import argparse
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import GOLDEN, golden_model, relative_error
+
+from wavemamba import CheckpointError, ConfigError, DiMSUM, create_model
+from wavemamba.models.checkpoints import from_released, load_released, read_weights
+from wavemamba.models.config import DiMSUMConfig
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return golden_model("dimsum")
+
+
+def assert_is_golden(model, tensors):
+    with torch.no_grad():
+        out = model(tensors["in.x"], tensors["in.t"], tensors["in.y"])
+    assert relative_error(out, tensors["out"]) < 1e-5
+
+
+def released_shapes(name):
+    return json.loads((GOLDEN / f"released_keys_{name}.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "classes"), [("imagenet256", 1000), ("celeba256", 1)])
+def test_released_names_and_shapes_are_recognised(name, classes):
+    """On the meta device: every name of the released L/2 finds its place and nothing is left over."""
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in released_shapes(name).items()}
+        model = from_released(state)
+    assert model.config == DiMSUMConfig(num_classes=classes, class_dropout=0.15 if classes > 1 else 0.0)
+    assert model.null_class == (1000 if classes == 1000 else None)
+
+
+@pytest.mark.slow
+def test_a_file_of_the_released_shapes_loads_into_dimsum_l2(tmp_path):
+    state = {k: torch.zeros(shape, dtype=torch.bfloat16) for k, shape in released_shapes("imagenet256").items()}
+    for name in ("blocks.15.freq_mamba.mixer.conv1d.weight", "attn_block.mlp.w3.weight"):
+        state[name].normal_()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    model = create_model("dimsum_l2", checkpoint_path=tmp_path / "pytorch_model.bin")
+    mixer = model.blocks[15].frequency.step.mixer
+    convolution = state["blocks.15.freq_mamba.mixer.conv1d.weight"][:, 0]
+    assert torch.equal(mixer.directions[0].conv_weight, convolution.float())
+    assert torch.equal(model.attentions[0].mlp.fc2.weight, state["attn_block.mlp.w3.weight"].float())
+
+
+def test_a_training_checkpoint_with_a_namespace(golden, tmp_path):
+    config, state, tensors = golden
+    raw = {name: torch.zeros_like(value) for name, value in state.items()}
+    content = {"epoch": 3, "model": raw, "ema": state, "opt": {}, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(content, tmp_path / "0225.pt")
+    assert read_weights(tmp_path / "0225.pt").keys() == state.keys()
+    assert_is_golden(from_released(read_weights(tmp_path / "0225.pt"), config), tensors)
+    assert not read_weights(tmp_path / "0225.pt", "model")["pos_embed"].any()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".pt"])
+def test_every_file_kind_loads_and_infers(golden, tmp_path, suffix):
+    _, state, tensors = golden
+    # Attention every 4 blocks is what cannot be inferred; a model of 4 blocks with it has one place less.
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({f"module.{k}": v for k, v in state.items()}, path)
+    model = load_released(path)
+    assert model.config.attention_every == 4
+    assert (model.config.dim, model.config.depth, model.config.num_classes) == (32, 4, 10)
+    assert torch.equal(model.pos_embed.flatten(1, 2), state["pos_embed"])
+    assert model(tensors["in.x"], tensors["in.t"], tensors["in.y"]).shape == tensors["out"].shape
+
+
+def test_one_class_without_dropout_is_unconditional(golden):
+    config, state, tensors = golden
+    state = {**state, "y_embedder.embedding_table.weight": state["y_embedder.embedding_table.weight"][:1]}
+    model = from_released(state, {**config, "num_classes": 1, "label_dropout": 0})
+    x, t = tensors["in.x"], tensors["in.t"]
+    assert model.null_class is None
+    assert torch.equal(model(x, t), model(x, t, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_names_that_do_not_fit_are_all_listed(golden):
+    config, state, _ = golden
+    broken = dict(state)
+    del broken["blocks.2.norm.weight"]
+    broken["blocks.1.surplus"] = torch.zeros(3)
+    broken["final_layer.linear.bias"] = torch.zeros(7)
+    with pytest.raises(CheckpointError) as error:
+        from_released(broken, config)
+    for text in ("missing: blocks.2.norm.weight", "blocks.1.surplus", "wrong shape: head.linear.bias", "(7,)"):
+        assert text in str(error.value)
+
+
+def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
+    model = create_model("dimsum_tiny", img_size=8, depth=1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = {k: v + 1 for k, v in before.items() if k != "pos_embed"}
+    torch.save(state, tmp_path / "model.bin")
+    from wavemamba.models.checkpoints import load_into
+
+    with pytest.raises(CheckpointError, match="missing: pos_embed"):
+        load_into(model, tmp_path / "model.bin")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_a_hostile_file_runs_nothing(tmp_path, suffix):
+    touched, path = tmp_path / "touched", tmp_path / f"model{suffix}"
+    torch.save({"ema": Hostile(touched)}, path)
+    with pytest.raises(CheckpointError, match="tensors alone"):
+        load_released(path)
+    path.write_bytes(pickle.dumps(Hostile(touched)))
+    with pytest.raises(CheckpointError):
+        load_released(path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_a_truncated_file_is_an_error(golden, tmp_path, suffix, kept):
+    path = tmp_path / f"model{suffix}"
+    save_file(golden[1], path) if suffix == ".safetensors" else torch.save(golden[1], path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+    with pytest.raises(CheckpointError):
+        load_released(path)
+
+
+def test_other_bad_checkpoints(golden, tmp_path):
+    config, state, _ = golden
+    with pytest.raises(CheckpointError, match="found none"):
+        load_released(tmp_path / "nothing.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="named tensors"):
+        load_released(tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="released DiMSUM names"):
+        from_released({"weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="block_type"):
+        from_released(state, {**config, "block_type": "conv"})
+    with pytest.raises(ConfigError, match="hidden_size"):
+        from_released(state, {**config, "hiden_size": 3})
+
+
+def test_bad_saved_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="missing"):
+        DiMSUM.from_pretrained(tmp_path)
+    model = create_model("dimsum_tiny", img_size=8, depth=1)
+    model.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(CheckpointError, match="safetensors"):
+        DiMSUM.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="JSON"):
+        DiMSUM.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": "Other"}')
+    with pytest.raises(CheckpointError, match="configuration of a DiMSUM"):
+        DiMSUM.from_pretrained(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch):
+    model = create_model("dimsum_tiny", img_size=8, depth=1)
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wavemamba.models.saving.save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_pretrained_weights_come_from_the_hub(golden, monkeypatch, tmp_path):
+    asked = []
+    torch.save(
+        {k: torch.zeros(s) for k, s in released_shapes("imagenet256").items() if k == "pos_embed"}, tmp_path / "x.bin"
+    )
+
+    def download(repository, file):
+        asked.append((repository, file))
+        return str(tmp_path / "x.bin")
+
+    monkeypatch.setattr("wavemamba.models.registry.hf_hub_download", download)
+    with torch.device("meta"), pytest.raises(CheckpointError, match="missing"):
+        create_model("dimsum_l2", pretrained=True)
+    assert asked == [("haopt/dimsum-L2-imagenet256", "pytorch_model.bin")]
