@@ -2,6 +2,7 @@
 
 from wavemamba.ops.backend import SlowBackendWarning, use_backend
 from wavemamba.ops.causal_conv1d import causal_conv1d
+from wavemamba.ops.numba_warm_up import warm_up
 from wavemamba.ops.scan_order import ScanOrder, scan_order
 from wavemamba.ops.selective_scan import selective_scan
 from wavemamba.ops.status import BackendStatus, backends
@@ -23,4 +24,5 @@ __all__ = [
     "selective_scan",
     "to_haar_map",
     "use_backend",
+    "warm_up",
 ]
