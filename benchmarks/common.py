@@ -1,0 +1,97 @@
+"""What every benchmark shares: the machine, fair timing, and results as a table and JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, accelerator, threads and versions."""
+    described: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    for package in ("torch", "numba", "triton", "timm", "mamba-ssm", "causal-conv1d", "mambapy"):
+        try:
+            described[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        described["gpu"] = {"name": properties.name, "multiprocessors": properties.multi_processor_count}
+    return described
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def refuse_wrong(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> float:
+    """Relative L2 error; stops the benchmark where it exceeds the tolerance, because a wrong answer is not timed."""
+    error = float((actual.double() - expected.double()).norm() / expected.double().norm())
+    if not error <= tolerance:
+        raise SystemExit(f"{name}: relative error {error:.2e} exceeds {tolerance:.0e}; not timed")
+    return error
+
+
+def time_cases(cases: dict[str, Callable[[], Any]], *, rounds: int = 7, seed: int = 0) -> dict[str, float]:
+    """Median seconds of each case, all measured in one run, in a new random order every round.
+
+    Neighbouring cases disturb each other through caches, frequency and idle threads; the random order spreads that
+    evenly. Each case runs once before.
+    """
+    for case in cases.values():
+        case()
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    order, generator = list(cases), random.Random(seed)
+    for _ in range(rounds):
+        generator.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            cases[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as an aligned text table."""
+    heads = list(rows[0])
+    cells = [heads, *([_text(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(name: str, rows: list[dict[str, Any]], out: Path | None = None, **settings: Any) -> None:
+    """Print the table and write `results/<name>.json` with the machine and the settings."""
+    print(table(rows))
+    path = (out or RESULTS) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, "machine": machine(), "settings": settings, "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {path}")
