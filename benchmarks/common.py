@@ -27,11 +27,9 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
-    for package in ("torch", "numba", "triton", "timm", "mamba-ssm", "causal-conv1d", "mambapy"):
-        try:
-            described[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    packages = ("torch", "numba", "triton", "timm", "mamba-ssm", "causal-conv1d", "mambapy")
+    described |= {name: installed[name] for name in packages if name in installed}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         described["gpu"] = {"name": properties.name, "multiprocessors": properties.multi_processor_count}

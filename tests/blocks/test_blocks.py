@@ -143,6 +143,15 @@ def test_wavelet_step_alone_is_exactly_undone():
             assert relative_error(block(x, condition(COND, 1, dtype=torch.float64)), x) < 1e-12
 
 
+def test_training_after_inference_mode_on_a_new_grid():
+    block = build("dimsum", None)
+    x = torch.randn(1, 17, 19, DIM)
+    with torch.inference_mode():
+        block(x)
+    block(x)[0].sum().backward()
+    assert block.norm.weight.grad is not None
+
+
 def test_residual_is_carried_in_float32():
     block = build("dimsum", None).bfloat16()
     x, residual = block(torch.randn(1, 4, 4, DIM).bfloat16())

@@ -255,7 +255,8 @@ def _cached_permutation(order: ScanOrder, H: int, W: int, device: str, inverse: 
     key = (order, H, W, device, inverse)
     tensor = _tensors.get(key)
     if tensor is None:
-        tensor = torch.from_numpy(_array(order, H, W, inverse).copy()).to(device)
+        with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
+            tensor = torch.from_numpy(_array(order, H, W, inverse).copy()).to(device)
         if type(tensor) is Tensor:  # a fake tensor, made while a graph is traced, must not outlive the trace
             _tensors[key] = tensor
     return tensor
