@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 from wavemamba import WavemambaError
 from wavemamba import training as wt
 
-STEPS = 2000
+STEPS = 1500
 TRAINING = [
     *("--data=digits", "--model=dimsum_tiny"),
     *("--set", "dim=64", "depth=4", "attention_heads=4", "fusion_heads=4", "class_dropout=0.1"),

@@ -29,18 +29,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wavemamba import WavemambaError, create_model
+from wavemamba import diffusion as wd
 from wavemamba import training as wt
-from wavemamba.diffusion import (
-    PATHS,
-    PREDICTIONS,
-    TIME_SAMPLINGS,
-    WEIGHTINGS,
-    Autoencoder,
-    ClassifierFreeGuidance,
-    Objective,
-    sample_noise,
-    sample_ode,
-)
 
 # What a resumed run may change without becoming another run.
 FREE = {"recipe", "out", "log_every", "save_every", "keep", "eval_every", "sample_every", "sample_guidance", "workers",
@@ -64,10 +54,10 @@ def build_parser() -> wt.RecipeParser:
     add("--model", default="dimsum_tiny", help="a name of wavemamba.list_models()")
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="model options, such as depth=4")
     add = parser.add_argument_group("objective").add_argument
-    add("--path", choices=sorted(PATHS), default="gvp", help="from noise to data")
-    add("--prediction", choices=PREDICTIONS, default="velocity", help="what the model predicts")
-    add("--weighting", choices=WEIGHTINGS, default="none", help="weight of the loss")
-    add("--time-sampling", choices=sorted(TIME_SAMPLINGS), default="uniform", help="training times")
+    add("--path", choices=sorted(wd.PATHS), default="gvp", help="from noise to data")
+    add("--prediction", choices=wd.PREDICTIONS, default="velocity", help="what the model predicts")
+    add("--weighting", choices=wd.WEIGHTINGS, default="none", help="weight of the loss")
+    add("--time-sampling", choices=sorted(wd.TIME_SAMPLINGS), default="uniform", help="training times")
     add = parser.add_argument_group("optimisation (AdamW)").add_argument
     add("--steps", type=int, default=10_000, help="optimiser steps in all")
     add("--epochs", type=float, help="instead of --steps: passes over the data")
@@ -105,7 +95,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stop: wt.StopSignal) -> None:
         self.args, self.out, self.stop = args, Path(args.out), stop
-        self.accelerator = accelerator = Accelerator(mixed_precision=args.precision)
+        accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.accelerator.is_available())
+        self.accelerator = accelerator
         self.main, self.device = accelerator.is_main_process, accelerator.device
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         whole = wt.open_source(args.data, size=args.image_size, channels=args.channels, mirror=args.mirror,
@@ -116,7 +107,7 @@ class Run:
             args.steps = math.ceil(args.epochs * len(self.source) / args.batch_size)
         self.slices = wt.slices_of_batch(args.batch_size, rank=self.rank, processes=self.processes,
                                          accumulate=args.accumulate)  # fmt: skip
-        self.objective = Objective(args.path, args.prediction, args.weighting, time_sampling=args.time_sampling)
+        self.objective = wd.Objective(args.path, args.prediction, args.weighting, time_sampling=args.time_sampling)
         model = self.build_model()
         self.ema = ModelEmaV3(model, decay=args.ema, use_warmup=args.ema_warmup).to(self.device)
         model.set_grad_checkpointing(args.checkpoint_activations)
@@ -179,14 +170,19 @@ class Run:
                 f"{self.checkpoints.last_good()}; start again with --accept-changes and a lower --lr or --clip"
             )
 
+    def draw(self, purpose: str, number: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Times and noise for a part of a batch; drawn whole, they do not depend on who works on which part."""
+        count, generator = self.args.batch_size, wt.generator_for(self.args.seed, purpose, number)
+        t = self.objective.time_sampling.sample(count, self.objective.train_interval, generator=generator)
+        x0 = torch.randn(count, *self.shape, generator=generator)
+        return t[part].to(self.device), x0[part].to(self.device)
+
     def train_step(self, batches: Iterator) -> Tensor:
         """One optimiser step; all its randomness comes from the seed and the step's number."""
         args, step = self.args, self.state.step
-        draw = wt.generator_for(args.seed, "noise", step)
-        times = self.objective.time_sampling.sample(args.batch_size, self.objective.train_interval, generator=draw)
-        noise = torch.randn(args.batch_size, *self.shape, generator=draw)
         for micro, part in enumerate(self.slices):
-            x, y, t, x0 = (v.to(self.device, non_blocking=True) for v in (*next(batches), times[part], noise[part]))
+            x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(batches))
+            t, x0 = self.draw("noise", step, part)
             wt.seed_everything(args.seed, "step", step, micro * self.processes + self.rank)
             last = micro + 1 == args.accumulate
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -211,23 +207,23 @@ class Run:
     def held_out_loss(self) -> float:
         """The averaged weights' loss on the part of the data that was kept out."""
 
-        def loss(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-            return self.objective.loss(self.ema.module, x, generator=generator, **self.labels(y))
+        def loss(x: Tensor, y: Tensor, batch: int, part: slice) -> Tensor:
+            t, x0 = self.draw("held out", batch, part)
+            return self.objective.loss(self.ema.module, x, t=t, x0=x0, **self.labels(y))
 
-        size, seed = self.args.batch_size, self.args.seed
-        return wt.held_out_loss(loss, self.held_out, batch_size=size, seed=seed, device=self.device)
+        return wt.held_out_loss(loss, self.held_out, batch_size=self.args.batch_size, device=self.device)
 
     def sample_grid(self) -> None:
         """Eight samples of up to ten classes by the averaged weights, the same noise every time."""
         names = self.classes[:10]
         labels = torch.arange(len(names), device=self.device).repeat_interleave(8)
-        noise = sample_noise((len(labels), *self.shape), seeds=range(len(labels)), device=self.device)
+        noise = wd.sample_noise((len(labels), *self.shape), seeds=range(len(labels)), device=self.device)
         model = self.ema.module
         if len(names) > 1 and model.null_class is not None:
-            model = ClassifierFreeGuidance(model, self.args.sample_guidance)
-        images = sample_ode(model, noise, self.objective, solver="heun", steps=25, **self.labels(labels))
+            model = wd.ClassifierFreeGuidance(model, self.args.sample_guidance)
+        images = wd.sample_ode(model, noise, self.objective, solver="heun", steps=25, **self.labels(labels))
         if self.args.autoencoder:
-            images = Autoencoder.from_pretrained(self.args.autoencoder, device=self.device).decode(images)
+            images = wd.Autoencoder.from_pretrained(self.args.autoencoder, device=self.device).decode(images)
         self.log.picture(self.state.step, wt.image_grid(images, 8, row_labels=names, tile=32))
 
     def export(self) -> None:
