@@ -23,11 +23,11 @@ from wavemamba.ops.triton_runtime import (
     refuse_second_derivative,
 )
 
-CHUNK = 24
+CHUNK = 32
 """Steps between the states that the forward pass keeps; a multiple of both numbers of steps below."""
 FORWARD_STEPS = 4
 """Steps whose loads are issued together. 8 makes the loop larger than the instruction cache likes."""
-BACKWARD_STEPS = 3
+BACKWARD_STEPS = 4
 """Steps whose states and decays the backward pass holds in registers; with 4 they no longer fit for 16 states."""
 TILE = 512
 """States that a program, one warp, holds: 16 a thread."""
@@ -68,6 +68,11 @@ class _Sizes(NamedTuple):
     def blocks(self) -> int:
         """Programs for the channels of a group."""
         return -(-self.per_group // self.block)
+
+    @property
+    def even(self) -> bool:
+        """Whether every program has BLOCK channels and no state is padding."""
+        return self.per_group % self.block == 0 and self.padded == self.states
 
     @property
     def chunks(self) -> int:
@@ -132,6 +137,12 @@ class _Inputs:
         sizes = self.sizes
         return (sizes.length, *self.segments, sizes.blocks, sizes.groups, sizes.per_group)
 
+    @property
+    def wide(self) -> bool:
+        """Whether an offset inside one batch element needs 64 bits."""
+        steps = [t.stride(1) for t in (self.u, self.delta, self.z) if t is not None]
+        return self.sizes.length * max(*steps, self.sizes.width, self.sizes.groups * self.sizes.states) >= 2**31
+
     def rows(self, *tensors: Tensor | None) -> tuple[int, ...]:
         """Strides of batch and step."""
         return tuple(stride for t in tensors for stride in ((0, 0) if t is None else (t.stride(0), t.stride(1))))
@@ -142,6 +153,7 @@ class _Inputs:
             "PADDED": self.sizes.padded,
             "BLOCK": self.sizes.block,
             "SOFTPLUS": self.softplus,
+            "WIDE": self.wide,
             "warps": 1,
             **more,
         }
@@ -244,7 +256,7 @@ def _scan(
         *start_strides,
         *last.stride()[1:],
         1,
-        **inputs.constants(STEPS=FORWARD_STEPS, CHUNK=CHUNK),
+        **inputs.constants(STEPS=FORWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
     return y, last, kept
 
@@ -322,7 +334,7 @@ def _scan_backward(
         *inputs.rows(dy, inputs.u, inputs.delta, inputs.z),
         *A.stride(),
         *entering_strides,
-        **inputs.constants(STEPS=BACKWARD_STEPS, CHUNK=CHUNK),
+        **inputs.constants(STEPS=BACKWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
     gradients = (
         du,

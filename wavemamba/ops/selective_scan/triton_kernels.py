@@ -48,16 +48,35 @@ OPAQUE = [
 
 
 @triton.jit
-def row_of(order, l, length):
-    """The row of step `l`, as 64 bits made of 32 so that its product with a 32-bit stride is one instruction."""
+def row_of(order, l, end, MASKED: tl.constexpr, WIDE: tl.constexpr):
+    """The row of step `l`; as 64 bits only where an offset inside one batch element needs them."""
     if order is None:
-        return tl.cast(l, tl.int64)
-    return tl.load(order + l, mask=l < length, other=0).to(tl.int32).to(tl.int64)
+        row = tl.minimum(l, end - 1) if MASKED else l
+        row = tl.cast(row, tl.int64) if WIDE else row
+    else:
+        row = tl.load(order + l, mask=l < end, other=0) if MASKED else tl.load(order + l)
+        row = row if WIDE else row.to(tl.int32)
+    return row
 
 
 @triton.jit
-def step_size(x, SOFTPLUS: tl.constexpr):
-    return softplus(x) if SOFTPLUS else x
+def read(place, mask, MASKED: tl.constexpr):
+    """Load as float32, zero where masked; a mask that is always true would cost a register set to zero."""
+    if MASKED:
+        value = tl.load(place, mask=mask, other=0.0)
+    else:
+        value = tl.load(place)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def step_size(x, bias, here, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr):
+    """The step size; zero past the end, which leaves the state as it is."""
+    if bias is not None:
+        x = x + bias
+    if SOFTPLUS:
+        x = softplus(x)
+    return tl.where(here, x, 0.0) if MASKED else x
 
 
 @triton.jit
@@ -70,6 +89,63 @@ def place_of(segments, blocks, groups, per_group, BLOCK: tl.constexpr):
     inside = (block % blocks) * BLOCK + tl.arange(0, BLOCK)
     channels = group * per_group + inside
     return (rest // segments).to(tl.int64), rest % segments, group, block, channels, inside < per_group
+
+
+@triton.jit
+def _advance(
+    h,
+    first,
+    end,
+    valid,
+    n,
+    u,
+    delta,
+    z,
+    B,
+    C,
+    y,
+    order,
+    decay_rate,
+    skip,
+    bias,
+    u_l,
+    delta_l,
+    z_l,
+    width,
+    groups,
+    STATES: tl.constexpr,
+    STEPS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The state after STEPS steps from `first` on, all inside the sequence; writes their outputs."""
+    rows = ()
+    us = ()
+    ds = ()
+    zs = ()
+    for t in tl.static_range(STEPS):
+        rows = rows + (row_of(order, first + t, end, False, WIDE),)
+    for t in tl.static_range(STEPS):
+        us = us + (read(u + rows[t] * u_l, valid, MASKED),)
+        ds = ds + (read(delta + rows[t] * delta_l, valid, MASKED),)
+        if z is not None:
+            zs = zs + (read(z + rows[t] * z_l, valid, MASKED),)
+    ys = ()
+    for t in tl.static_range(STEPS):
+        b_l = read(B + rows[t] * (groups * STATES), n < STATES, MASKED)
+        c_l = read(C + rows[t] * (groups * STATES), n < STATES, MASKED)
+        d = step_size(ds[t], bias, valid, SOFTPLUS, False)
+        h = tl.exp2(d[None, :] * decay_rate) * h + (d * us[t])[None, :] * b_l[:, None]
+        y_t = tl.sum(h * c_l[:, None], axis=0)
+        if skip is not None:
+            y_t += skip * us[t]
+        if z is not None:
+            y_t *= zs[t] * sigmoid(zs[t])
+        ys = ys + (y_t,)
+    for t in tl.static_range(STEPS):
+        tl.store(y + rows[t] * width, ys[t].to(y.dtype.element_ty), mask=valid)
+    return h
 
 
 @triton.jit(do_not_specialize=OPAQUE)
@@ -114,6 +190,8 @@ def forward(
     STEPS: tl.constexpr,
     CHUNK: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """y, the last state, and the states at the start of every chunk: kept (B, chunks, STATES, E)."""
     batch, segment, group, _, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
@@ -121,10 +199,8 @@ def forward(
     n = tl.arange(0, PADDED)
     tile = valid[None, :] & (n < STATES)[:, None]
     decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
-    if D is not None:
-        skip = tl.load(D + e, mask=valid, other=0.0).to(tl.float32)
-    if delta_bias is not None:
-        bias = tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
+    skip = None if D is None else tl.load(D + e, mask=valid, other=0.0).to(tl.float32)
+    bias = None if delta_bias is None else tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
     if start is None:
         h = tl.zeros((PADDED, BLOCK), tl.float32)
     else:
@@ -140,44 +216,15 @@ def forward(
 
     begin = segment * segment_length
     end = tl.minimum(begin + segment_length, length)
-    e_end = tl.where(valid, end, 0)  # where a channel's, or a state's, steps end: one comparison makes both masks
-    n_end = tl.where(n < STATES, end, 0)
+    full = begin + (end - begin) // STEPS * STEPS
     for chunk in range(begin, end, CHUNK):
         if kept is not None:
             place = kept + (batch * tl.cdiv(length, CHUNK) + chunk // CHUNK) * STATES * width
             tl.store(place + n[:, None] * width + e[None, :] * kept_e, h, mask=tile)
-        for first in range(chunk, tl.minimum(chunk + CHUNK, end), STEPS):
-            rows = ()
-            us = ()
-            deltas = ()
-            zs = ()
-            for t in tl.static_range(STEPS):
-                rows = rows + (row_of(order, first + t, end),)
-            for t in tl.static_range(STEPS):
-                here = first + t < e_end
-                us = us + (tl.load(u + rows[t] * u_l, mask=here, other=0.0),)
-                deltas = deltas + (tl.load(delta + rows[t] * delta_l, mask=here, other=0.0),)
-                if z is not None:
-                    zs = zs + (tl.load(z + rows[t] * z_l, mask=here, other=0.0),)
-            ys = ()
-            for t in tl.static_range(STEPS):
-                b_l = tl.load(B + rows[t] * groups * STATES, mask=first + t < n_end, other=0.0)
-                c_l = tl.load(C + rows[t] * groups * STATES, mask=first + t < n_end, other=0.0)
-                u_t = us[t].to(tl.float32)
-                d = deltas[t].to(tl.float32)
-                if delta_bias is not None:
-                    d += bias
-                d = tl.where(first + t < e_end, step_size(d, SOFTPLUS), 0.0)  # a step past the end leaves the state as it is
-                h = tl.exp2(d[None, :] * decay_rate) * h + (d * u_t)[None, :] * b_l[:, None]
-                y_t = tl.sum(h * c_l[:, None], axis=0)
-                if D is not None:
-                    y_t += skip * u_t
-                if z is not None:
-                    z_t = zs[t].to(tl.float32)
-                    y_t *= z_t * sigmoid(z_t)
-                ys = ys + (y_t,)
-            for t in tl.static_range(STEPS):
-                tl.store(y + rows[t] * width, ys[t].to(y.dtype.element_ty), mask=first + t < e_end)
+        for first in range(chunk, tl.minimum(chunk + CHUNK, full), STEPS):
+            h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, STEPS, SOFTPLUS, not EVEN, WIDE)
+    for first in range(full, end):
+        h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, 1, SOFTPLUS, not EVEN, WIDE)
     if last is not None:
         if end == length:
             tl.store(last + batch * STATES * width + e[None, :] * last_e + n[:, None] * last_n, h, mask=tile)

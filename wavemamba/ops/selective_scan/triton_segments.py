@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, row_of, step_size
+from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
 from wavemamba.ops.triton_runtime import LOG2E, sigmoid
 
 
@@ -51,6 +51,7 @@ def summarize(
     STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     BACKWARD: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """What a segment makes of a zero state: reached (B, segments, N, E), and the sum of step sizes: total (B, segments, E).
 
@@ -62,8 +63,7 @@ def summarize(
     n = tl.arange(0, PADDED)
     tile = valid[None, :] & (n < STATES)[:, None]
     decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
-    if delta_bias is not None:
-        bias = tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
+    bias = None if delta_bias is None else tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
     x += batch * x_b + e
     delta += batch * delta_b + e
     if z is not None:
@@ -78,31 +78,28 @@ def summarize(
     for start in range(begin, end, STEPS):
         rows = ()
         xs = ()
-        deltas = ()
+        ds = ()
         for t in tl.static_range(STEPS):
-            l = begin + end - 1 - start - t if BACKWARD else start + t
+            l = tl.maximum(begin + end - 1 - start - t, begin) if BACKWARD else start + t
+            row = row_of(order, l, end, True, WIDE)
             here = start + t < e_end
-            row = row_of(order, tl.maximum(l, begin), end)
             rows = rows + (row,)
-            xs = xs + (tl.load(x + row * x_l, mask=here, other=0.0),)
-            deltas = deltas + (tl.load(delta + row * delta_l, mask=here, other=0.0),)
+            xs = xs + (read(x + row * x_l, here, True),)
+            ds = ds + (read(delta + row * delta_l, here, True),)
         for t in tl.static_range(STEPS):
             here = start + t < e_end
-            bc_l = tl.load(BC + rows[t] * groups * STATES, mask=start + t < n_end, other=0.0)
-            x_t = xs[t].to(tl.float32)
-            d = deltas[t].to(tl.float32)
-            if delta_bias is not None:
-                d += bias
-            d = tl.where(here, step_size(d, SOFTPLUS), 0.0)
+            bc_l = read(BC + rows[t] * (groups * STATES), start + t < n_end, True)
+            d = step_size(ds[t], bias, here, SOFTPLUS, True)
             sizes += d
             decay = tl.exp2(d[None, :] * decay_rate)
             if BACKWARD:
+                x_t = xs[t]
                 if z is not None:
-                    z_t = tl.load(z + rows[t] * z_l, mask=here, other=0.0).to(tl.float32)
+                    z_t = read(z + rows[t] * z_l, here, True)
                     x_t *= z_t * sigmoid(z_t)
                 state = decay * (state + x_t[None, :] * bc_l[:, None])
             else:
-                state = decay * state + (d * x_t)[None, :] * bc_l[:, None]
+                state = decay * state + (d * xs[t])[None, :] * bc_l[:, None]
     part = batch * segments + segment
     tl.store(reached + part * STATES * width + n[:, None] * width + e[None, :] * kept_e, state, mask=tile)
     tl.store(total + part * width + e, sizes, mask=valid)
