@@ -80,6 +80,7 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
 def installed(module: str) -> bool:
     """Whether a top-level package can be found, without importing it."""
     try:

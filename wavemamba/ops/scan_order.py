@@ -45,6 +45,10 @@ class ScanOrder:
     name: str
     build: Callable[[int, int], Permutation]
 
+    def __post_init__(self) -> None:
+        """Make the order known by its name, which is what a compiled graph refers to it by."""
+        _orders[self.name] = self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ScanOrder) and self.name == other.name
 
@@ -56,11 +60,11 @@ class ScanOrder:
 
     def permutation(self, H: int, W: int, device: torch.device | str | None = None) -> Tensor:
         """The token visited at each step, (H * W,) int64; cached per grid and device, not to be written to."""
-        return _cached_permutation(self, H, W, _device_name(device), inverse=False)
+        return _lookup(self.name, H, W, device, inverse=False)
 
     def inverse(self, H: int, W: int, device: torch.device | str | None = None) -> Tensor:
         """The step at which each token is visited, (H * W,) int64; cached per grid and device."""
-        return _cached_permutation(self, H, W, _device_name(device), inverse=True)
+        return _lookup(self.name, H, W, device, inverse=True)
 
     @property
     def is_identity(self) -> bool:
@@ -231,11 +235,6 @@ def _hilbert_walk(x: int, y: int, ax: int, ay: int, bx: int, by: int) -> Iterato
     yield from _hilbert_walk(x, y, -qx, -qy, px - ax, py - ay)  # and down
 
 
-def _device_name(device: torch.device | str | None) -> str:
-    return "cpu" if device is None else str(device)
-
-
-@functools.lru_cache(maxsize=1024)
 def _array(order: ScanOrder, H: int, W: int, inverse: bool) -> Permutation:
     if H < 1 or W < 1:
         raise ShapeError(f"grid: expected H, W >= 1, got {(H, W)}")
@@ -247,16 +246,34 @@ def _array(order: ScanOrder, H: int, W: int, inverse: bool) -> Permutation:
     return steps
 
 
-_tensors: dict[tuple[ScanOrder, int, int, str, bool], Tensor] = {}
+_orders: dict[str, ScanOrder] = {}
+_tensors: dict[tuple[str, int, int, torch.device, bool], Tensor] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
-def _cached_permutation(order: ScanOrder, H: int, W: int, device: str, inverse: bool) -> Tensor:
-    key = (order, H, W, device, inverse)
+def _lookup(name: str, H: int, W: int, device: torch.device | str | None, *, inverse: bool) -> Tensor:
+    place = torch.device("cpu" if device is None else device)
+    if torch.compiler.is_compiling():  # a graph keeps the name and the sizes, and no tensor of this process
+        compiled: Tensor = _permutation_op(name, H, W, place, inverse)
+        return compiled
+    return _cached(name, H, W, place, inverse)
+
+
+def _cached(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
+    key = (name, H, W, device, inverse)
     tensor = _tensors.get(key)
     if tensor is None:
         with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
-            tensor = torch.from_numpy(_array(order, H, W, inverse).copy()).to(device)
-        if type(tensor) is Tensor:  # a fake tensor, made while a graph is traced, must not outlive the trace
+            tensor = torch.from_numpy(_array(_orders[name], H, W, inverse).copy()).to(device)
+        if type(tensor) is Tensor:  # a fake tensor must not outlive its mode
             _tensors[key] = tensor
     return tensor
+
+
+@torch.library.custom_op("wavemamba::scan_permutation", mutates_args=())
+def _permutation_op(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
+    return _cached(name, H, W, device, inverse).clone()  # compiled code may write into its buffers
+
+
+@_permutation_op.register_fake
+def _(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
+    return torch.empty(H * W, dtype=torch.int64, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ class WaveletPacket(FrequencyTransform):
         return y[:, :, :, 0].to(bands.dtype)
 
     def _bank(self, size: int, like: Tensor, *, inverse: bool) -> Tensor:
-        return _filter_bank(self.wavelet_name, size, inverse, str(like.device)).to(like.dtype)
+        return _filter_bank(self.wavelet_name, size, inverse, like.device).to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,14 @@ class BlockDCT(FrequencyTransform):
     def analysis(self, x: Tensor) -> Tensor:
         """Two products with the DCT matrix in every block."""
         dtype = accumulation_dtype(x.dtype)
-        basis = _dct_basis(self.size, str(x.device)).to(dtype)
+        basis = _dct_basis(self.size, x.device).to(dtype)
         cells = x.to(dtype).unflatten(2, (-1, self.size)).unflatten(1, (-1, self.size))
         return torch.einsum("up,vq,bhpwqc->bhwuvc", basis, basis, cells).flatten(3, 4).to(x.dtype)
 
     def synthesis(self, bands: Tensor) -> Tensor:
         """The transposed products."""
         dtype = accumulation_dtype(bands.dtype)
-        basis = _dct_basis(self.size, str(bands.device)).to(dtype)
+        basis = _dct_basis(self.size, bands.device).to(dtype)
         blocks = bands.to(dtype).unflatten(3, (self.size, self.size))
         return torch.einsum("up,vq,bhwuvc->bhpwqc", basis, basis, blocks).flatten(3, 4).flatten(1, 2).to(bands.dtype)
 
@@ -183,14 +184,17 @@ def _bank_array(name: str, size: int, inverse: bool) -> np.ndarray[tuple[int, in
     return np.stack(columns, axis=1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
-def _filter_bank(name: str, size: int, inverse: bool, device: str) -> Tensor:
-    return torch.tensor(_bank_array(name, size, inverse).tolist(), dtype=torch.float64).to(device)
+@torch.library.custom_op("wavemamba::filter_bank", mutates_args=())
+def _filter_bank(name: str, size: int, inverse: bool, device: torch.device) -> Tensor:
+    return torch.from_numpy(_bank_array(name, size, inverse)).to(device, copy=True)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
-def _dct_basis(size: int, device: str) -> Tensor:
-    places, frequencies = np.arange(size) + 0.5, np.arange(size)[:, None]
-    basis = np.cos(np.pi / size * frequencies * places) * np.sqrt(2 / size)
-    basis[0] /= np.sqrt(2)
-    return torch.tensor(basis.tolist(), dtype=torch.float64).to(device)
+@_filter_bank.register_fake
+def _(name: str, size: int, inverse: bool, device: torch.device) -> Tensor:
+    return torch.empty(size, size, dtype=torch.float64, device=device)
+
+
+def _dct_basis(size: int, device: torch.device) -> Tensor:
+    steps = torch.arange(size, dtype=torch.float64, device=device)
+    basis = torch.cos(math.pi / size * steps[:, None] * (steps + 0.5)) * math.sqrt(2 / size)
+    return torch.cat([basis[:1] / math.sqrt(2), basis[1:]])
