@@ -22,7 +22,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
+LANES = 32  # two registers of AVX-512: more independent work for the same loads of what lanes share
 VECTOR_BYTES = 4 * LANES
 _FAST = ("contract",)
 
@@ -58,6 +58,15 @@ def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
     zeros = ir.Constant(_INTS, [ir.Constant(_INT, 0)] * LANES)
     return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+
+
+def _indices(lanes_taken: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_INT, len(lanes_taken)), [ir.Constant(_INT, lane) for lane in lanes_taken])
+
+
+def _take(builder: ir.IRBuilder, value: ir.Value, first: int, width: int) -> ir.Value:
+    undefined = ir.Constant(value.type, ir.Undefined)
+    return builder.shuffle_vector(value, undefined, _indices(list(range(first, first + width))))
 
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.Value:
@@ -168,25 +177,37 @@ def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
 
 
 @_instruction
-def sum_lanes(typing: Any, value: Any) -> Any:
-    """The sum over the lanes, by halves, as float32."""
+def fold(typing: Any, a: Any, b: Any) -> Any:
+    """Half of each summand, twice as dense: `a`'s two halves added in the lower half, `b`'s in the upper."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        total, width = args[0], LANES
+        half = LANES // 2
+        lower, upper = (
+            [first + i for i in range(half)] + [LANES + first + i for i in range(half)] for first in (0, half)
+        )
+        parts = [builder.shuffle_vector(*args, _indices(lanes_taken)) for lanes_taken in (lower, upper)]
+        return builder.fadd(*parts)
+
+    return lanes(lanes, lanes), codegen
+
+
+@_instruction
+def sum_half(typing: Any, value: Any, upper: Any) -> Any:
+    """The sum over the lower (0) or upper (1) half of the lanes, by halves, as float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        half = LANES // 2
+        total = builder.select(
+            builder.icmp_signed("==", args[1], ir.Constant(_LONG, 0)),
+            *(_take(builder, args[0], first, half) for first in (0, half)),
+        )
+        width = half
         while width > 1:
             width //= 2
-            parts = [
-                builder.shuffle_vector(
-                    total,
-                    ir.Constant(total.type, ir.Undefined),
-                    ir.Constant(ir.VectorType(_INT, width), [ir.Constant(_INT, start + i) for i in range(width)]),
-                )
-                for start in (0, width)
-            ]
-            total = builder.fadd(*parts)
+            total = builder.fadd(_take(builder, total, 0, width), _take(builder, total, width, width))
         return builder.extract_element(total, ir.Constant(_INT, 0))
 
-    return types.float32(lanes), codegen
+    return types.float32(lanes, types.int64), codegen
 
 
 @_instruction
@@ -267,12 +288,12 @@ def keep_alive(buffer):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
-def load_matrix(source, target, count, columns, block, factor):  # type: ignore[no-untyped-def]  # numba infers
-    """Rows of a (count, columns) matrix to columns of a (columns, block) tile, times `factor`; absent ones are 0."""
-    for n in range(columns):
+def load_matrix(source, target, count, columns, block, padded, factor):  # type: ignore[no-untyped-def]  # numba infers
+    """Rows of a (count, columns) matrix to columns of a (padded, block) tile, times `factor`; absent ones are 0."""
+    for n in range(padded):
         for e in range(block):
             value = np.float32(0.0)
-            if e < count and source != 0:
+            if e < count and n < columns and source != 0:
                 value = np.float32(get_float(source + 4 * (e * columns + n)) * np.float64(factor))
             put_float(target + 4 * (n * block + e), value)
 

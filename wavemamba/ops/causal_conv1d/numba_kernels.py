@@ -82,7 +82,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         b = item // job.blocks
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
-        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
+        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
         for step in range(length):
             _find_taps(taps, job, zeros - 4 * first, b, step)
             out = row_address(job.y, b, step_row(job.order, step))
@@ -123,7 +123,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         b = item // job.blocks
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
-        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, 1.0)
+        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
         for at in range(0, (2 * width + 1) * _ROW, VECTOR_BYTES):
             store(dweights + at, splat(0.0))
         for step in range(length - 1, -width, -1):

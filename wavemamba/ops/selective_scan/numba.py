@@ -45,7 +45,8 @@ def _items(sizes: dict[str, int]) -> int:
 
 
 def _kept_shape(sizes: dict[str, int], keep: bool) -> tuple[int, ...]:
-    return (_items(sizes) if keep else 0, -(-sizes["length"] // CHUNK), sizes["states"], sizes["block"])
+    states = sizes["states"] + sizes["states"] % 2  # the kernels take them in pairs
+    return (_items(sizes) if keep else 0, -(-sizes["length"] // CHUNK), states, sizes["block"])
 
 
 class _Inputs:

@@ -1,8 +1,9 @@
 """The numba loops of the selective scan: channels in vector lanes, states one after the other, steps innermost.
 
 A work item is a block of up to `BLOCK` channels of one batch element and group. It walks the sequence in chunks of
-`CHUNK` steps; inside a chunk, `LANES` channels at a time, the state of one n stays in a register over all steps, and
-what the steps share (step size, input, output) stays in the first-level cache over all n. The forward pass keeps the
+`CHUNK` steps; inside a chunk, `LANES` channels at a time, the states of two n stay in registers over all steps (two, to
+halve the loads of what they share; an odd N is filled up with a state of zeros), and what the steps share (step size,
+input, output) stays in the first-level cache over all n. The forward pass keeps the
 state at the start of every chunk; the backward pass recomputes the others from it, chunk by chunk from the end.
 
 Items do not depend on each other nor on the number of threads, and what they sum over channels or batch they write to
@@ -14,13 +15,14 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_math import LN_2, LOG2_E, exp2_product, sigmoid, softplus
+from wavemamba.ops.numba_math import LN_2, LOG2_E, exp2_product, sigmoid, softplus, softplus_and_slope
 from wavemamba.ops.numba_runtime import ROWS, Job, kernel
 from wavemamba.ops.numba_simd import (
     LANES,
     VECTOR_BYTES,
     aligned,
     broadcast,
+    fold,
     get_float,
     inline,
     keep_alive,
@@ -35,7 +37,7 @@ from wavemamba.ops.numba_simd import (
     store,
     store_matrix,
     store_some,
-    sum_lanes,
+    sum_half,
     take_item,
 )
 
@@ -69,13 +71,15 @@ BACKWARD = Job(
 
 
 @inline
-def _load_projections(source, target, job, b, g, first, steps):  # type: ignore[no-untyped-def]  # numba infers
-    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to an (N, CHUNK) tile."""
+def _load_projections(source, target, job, b, g, first, steps, padded):  # type: ignore[no-untyped-def]  # numba infers
+    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to a (padded, CHUNK) tile."""
     for k in range(steps):
         row = step_row(job.order, first + k)
         at = source + 4 * ((b * job.length + row) * job.groups + g) * job.states
         for n in range(job.states):
             put_float(target + 4 * (n * CHUNK + k), get_float(at + 4 * n))
+        for n in range(job.states, padded):
+            put_float(target + 4 * (n * CHUNK + k), np.float32(0.0))
 
 
 @kernel(FORWARD)
@@ -83,10 +87,11 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """Scan; addresses are 0 where there is no such tensor, `checkpoints` also where none are to be kept."""
     jobs = carray(pointer, 1)
     job = jobs[0]
-    N, block, length, order = job.states, job.block, job.length, job.order
+    states, block, length, order = job.states, job.block, job.length, job.order
+    N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    buffer = np.empty((2 * tile + 8 * N * CHUNK + 3 * _STEPS + 4 * VECTOR_BYTES) // 4, np.float32)
+    buffer = np.empty((2 * tile + 8 * N * CHUNK + 3 * _STEPS + 2 * VECTOR_BYTES) // 4, np.float32)
     decays = aligned(buffer)
     state = decays + tile
     d_row = state + tile
@@ -104,15 +109,15 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         b = item // (job.blocks * job.groups)
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
-        state_offset = 4 * (b * job.groups * job.width + first_channel) * N
-        load_matrix(job.A + 4 * first_channel * N, decays, channels, N, block, LOG2_E)
-        load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, N, block, 1.0)
+        state_offset = 4 * (b * job.groups * job.width + first_channel) * states
+        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
+        load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, states, block, N, 1.0)
         for chunk in range(chunks):
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
             kept = 0 if job.checkpoints == 0 else job.checkpoints + (item * chunks + chunk) * tile
-            _load_projections(job.B, B_tile, job, b, g, first, steps)
-            _load_projections(job.C, C_tile, job, b, g, first, steps)
+            _load_projections(job.B, B_tile, job, b, g, first, steps, N)
+            _load_projections(job.C, C_tile, job, b, g, first, steps, N)
             for j in range(0, channels, LANES):
                 channel = first_channel + j
                 count = channels - j
@@ -128,18 +133,23 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     store(d_row + at, d)
                     store(x_row + at, d * x)
                     store(y_row + at, D_e * x)
-                for n in range(N):
+                for n in range(0, N, 2):
                     cell = 4 * (n * block + j)
-                    rate = load(decays + cell)
-                    h = load(state + cell)
+                    rate, rate_next = load(decays + cell), load(decays + cell + 4 * block)
+                    h, h_next = load(state + cell), load(state + cell + 4 * block)
                     if kept != 0:
                         store(kept + cell, h)
+                        store(kept + cell + 4 * block, h_next)
                     for k in range(steps):
                         at = k * VECTOR_BYTES
-                        a = exp2_product(load(d_row + at), rate)
-                        h = a * h + load(x_row + at) * broadcast(B_tile + 4 * (n * CHUNK + k))
-                        store(y_row + at, load(y_row + at) + h * broadcast(C_tile + 4 * (n * CHUNK + k)))
+                        scalar = 4 * (n * CHUNK + k)
+                        d, x = load(d_row + at), load(x_row + at)
+                        h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
+                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
+                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
+                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
                     store(state + cell, h)
+                    store(state + cell + 4 * block, h_next)
                 for k in range(steps):
                     row = step_row(order, first + k)
                     out = load(y_row + k * VECTOR_BYTES)
@@ -147,7 +157,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                         gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
                         out = out * (gate * sigmoid(gate))
                     store_some(row_address(job.y, b, row) + 4 * channel, out, count, spare)
-        store_matrix(state, job.last + state_offset, channels, N, block)
+        store_matrix(state, job.last + state_offset, channels, states, block)
     keep_alive(buffer)
 
 
@@ -160,31 +170,31 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """
     jobs = carray(pointer, 1)
     job = jobs[0]
-    N, block, length, order = job.states, job.block, job.length, job.order
+    states, block, length, order = job.states, job.block, job.length, job.order
+    N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    sums = N * _STEPS
-    buffer = np.empty(
-        (3 * tile + 2 * sums + 10 * _STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES) // 4, np.float32
-    )
+    buffer = np.empty((3 * tile + (N + 14) * _STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES) // 4, np.float32)
     decays = aligned(buffer)
     adjoint = decays + tile
     dA_tile = adjoint + tile
-    dB_sums = dA_tile + tile
-    dC_sums = dB_sums + sums
-    dD_sums = dC_sums + sums
+    sums = dA_tile + tile  # over channels, folded: dB in the lower half of the lanes, dC in the upper
+    dD_sums = sums + N * _STEPS
     dbias_sums = dD_sums + 4 * block
     d_row = dbias_sums + 4 * block
     x_row = d_row + _STEPS
-    u_row = x_row + _STEPS
-    slope_row = u_row + _STEPS
-    y_row = slope_row + _STEPS
-    dy_row = y_row + _STEPS
-    dd_row = dy_row + _STEPS
+    dy_row = x_row + _STEPS
+    y_row = dy_row + _STEPS
+    dd_row = y_row + _STEPS
     dx_row = dd_row + _STEPS
     a_row = dx_row + _STEPS
-    h_row = a_row + _STEPS  # one vector more than the others: the state before the chunk
-    spare = h_row + _STEPS + VECTOR_BYTES
+    a_next_row = a_row + _STEPS
+    h_row = a_next_row + _STEPS  # one vector more than the others: the state before the chunk
+    h_next_row = h_row + _STEPS + VECTOR_BYTES
+    u_row = h_next_row + _STEPS + VECTOR_BYTES
+    slope_row = u_row + _STEPS
+    dgate_row = slope_row + _STEPS
+    spare = dgate_row + _STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
     while True:
@@ -197,8 +207,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
         vector_offset = 4 * (b * job.groups * job.width + first_channel)
-        load_matrix(job.A + 4 * first_channel * N, decays, channels, N, block, LOG2_E)
-        load_matrix(0 if job.dlast == 0 else job.dlast + vector_offset * N, adjoint, channels, N, block, 1.0)
+        dlast = 0 if job.dlast == 0 else job.dlast + vector_offset * states
+        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
+        load_matrix(dlast, adjoint, channels, states, block, N, 1.0)
         for at in range(0, tile, VECTOR_BYTES):
             store(dA_tile + at, splat(0.0))
         for at in range(0, 8 * block, VECTOR_BYTES):
@@ -207,10 +218,10 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
             kept = job.checkpoints + (item * chunks + chunk) * tile
-            _load_projections(job.B, B_tile, job, b, g, first, steps)
-            _load_projections(job.C, C_tile, job, b, g, first, steps)
-            for at in range(0, 2 * sums, VECTOR_BYTES):
-                store(dB_sums + at, splat(0.0))
+            _load_projections(job.B, B_tile, job, b, g, first, steps, N)
+            _load_projections(job.C, C_tile, job, b, g, first, steps, N)
+            for at in range(0, N * _STEPS, VECTOR_BYTES):
+                store(sums + at, splat(0.0))
             for j in range(0, channels, LANES):
                 channel = first_channel + j
                 count = channels - j
@@ -222,13 +233,14 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     d = load_some(row_address(job.delta, b, row) + 4 * channel, count, spare) + bias_e
                     slope = splat(1.0)
                     if job.softplus != 0:
-                        slope = sigmoid(d)
-                        d = softplus(d)
+                        d, slope = softplus_and_slope(d)
                     x = load_some(row_address(job.u, b, row) + 4 * channel, count, spare)
                     out = load_some(row_address(job.dy, b, row) + 4 * channel, count, spare)
                     if job.z.address != 0:
                         gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
-                        out = out * (gate * sigmoid(gate))
+                        opened = sigmoid(gate)
+                        store(dgate_row + at, out * (opened + gate * opened * (splat(1.0) - opened)))
+                        out = out * (gate * opened)
                     store(d_row + at, d)
                     store(slope_row + at, slope)
                     store(u_row + at, x)
@@ -237,35 +249,52 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     store(dy_row + at, out)
                     store(dd_row + at, splat(0.0))
                     store(dx_row + at, splat(0.0))
-                for n in range(N):
+                for n in range(0, N, 2):
                     cell = 4 * (n * block + j)
-                    rate = load(decays + cell)
-                    h = load(kept + cell)
+                    cell_next = cell + 4 * block
+                    rate, rate_next = load(decays + cell), load(decays + cell_next)
+                    h, h_next = load(kept + cell), load(kept + cell_next)
                     store(h_row, h)
+                    store(h_next_row, h_next)
                     for k in range(steps):
                         at = k * VECTOR_BYTES
-                        a = exp2_product(load(d_row + at), rate)
-                        h = a * h + load(x_row + at) * broadcast(B_tile + 4 * (n * CHUNK + k))
+                        scalar = 4 * (n * CHUNK + k)
+                        d, x = load(d_row + at), load(x_row + at)
+                        a, a_next = exp2_product(d, rate), exp2_product(d, rate_next)
+                        h = a * h + x * broadcast(B_tile + scalar)
+                        h_next = a_next * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
                         store(a_row + at, a)
+                        store(a_next_row + at, a_next)
                         store(h_row + at + VECTOR_BYTES, h)
-                        store(y_row + at, load(y_row + at) + h * broadcast(C_tile + 4 * (n * CHUNK + k)))
-                    gradient = load(adjoint + cell)
-                    rate_sum = splat(0.0)
+                        store(h_next_row + at + VECTOR_BYTES, h_next)
+                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
+                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
+                    grad, grad_next = load(adjoint + cell), load(adjoint + cell_next)
+                    rate_sum, rate_sum_next = splat(0.0), splat(0.0)
                     for back in range(steps):
                         k = steps - 1 - back
                         at = k * VECTOR_BYTES
+                        scalar = 4 * (n * CHUNK + k)
                         here = n * _STEPS + at
-                        out = load(dy_row + at)
-                        gradient = gradient + out * broadcast(C_tile + 4 * (n * CHUNK + k))
-                        store(dC_sums + here, load(dC_sums + here) + out * load(h_row + at + VECTOR_BYTES))
-                        store(dB_sums + here, load(dB_sums + here) + gradient * load(x_row + at))
-                        store(dx_row + at, load(dx_row + at) + gradient * broadcast(B_tile + 4 * (n * CHUNK + k)))
-                        gradient = gradient * load(a_row + at)
-                        exponent = gradient * load(h_row + at)
-                        store(dd_row + at, load(dd_row + at) + exponent * rate)
-                        rate_sum = rate_sum + exponent * load(d_row + at)
-                    store(adjoint + cell, gradient)
+                        out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
+                        grad = grad + out * broadcast(C_tile + scalar)
+                        grad_next = grad_next + out * broadcast(C_tile + scalar + 4 * CHUNK)
+                        store(sums + here, load(sums + here) + fold(grad * x, h * out))
+                        here += _STEPS
+                        store(sums + here, load(sums + here) + fold(grad_next * x, h_next * out))
+                        dx = load(dx_row + at) + grad * broadcast(B_tile + scalar)
+                        store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4 * CHUNK))
+                        grad = grad * load(a_row + at)
+                        grad_next = grad_next * load(a_next_row + at)
+                        h, h_next = load(h_row + at), load(h_next_row + at)
+                        exponent, exponent_next = grad * h, grad_next * h_next
+                        store(dd_row + at, load(dd_row + at) + exponent * rate + exponent_next * rate_next)
+                        rate_sum = rate_sum + exponent * d
+                        rate_sum_next = rate_sum_next + exponent_next * d
+                    store(adjoint + cell, grad)
+                    store(adjoint + cell_next, grad_next)
                     store(dA_tile + cell, load(dA_tile + cell) + rate_sum)
+                    store(dA_tile + cell_next, load(dA_tile + cell_next) + rate_sum_next)
                 D_sum = splat(0.0)
                 bias_sum = splat(0.0)
                 for k in range(steps):
@@ -273,30 +302,25 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     at = k * VECTOR_BYTES
                     x, out, dx = load(u_row + at), load(dy_row + at), load(dx_row + at)
                     d_delta = (load(dd_row + at) * splat(LN_2) + dx * x) * load(slope_row + at)
+                    d_u = dx * load(d_row + at) + out * D_e
                     D_sum = D_sum + out * x
                     bias_sum = bias_sum + d_delta
                     store_some(row_address(job.ddelta, b, row) + 4 * channel, d_delta, count, spare)
-                    store_some(
-                        row_address(job.du, b, row) + 4 * channel, dx * load(d_row + at) + out * D_e, count, spare
-                    )
+                    store_some(row_address(job.du, b, row) + 4 * channel, d_u, count, spare)
                     if job.z.address != 0:
-                        gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
-                        open_by = sigmoid(gate)
-                        slope = open_by + gate * open_by * (splat(1.0) - open_by)
-                        out = load_some(row_address(job.dy, b, row) + 4 * channel, count, spare)
-                        store_some(
-                            row_address(job.dz, b, row) + 4 * channel, out * load(y_row + at) * slope, count, spare
-                        )
+                        d_z = load(y_row + at) * load(dgate_row + at)
+                        store_some(row_address(job.dz, b, row) + 4 * channel, d_z, count, spare)
                 store(dD_sums + 4 * j, load(dD_sums + 4 * j) + D_sum)
                 store(dbias_sums + 4 * j, load(dbias_sums + 4 * j) + bias_sum)
             for k in range(steps):
                 row = step_row(order, first + k)
-                at = 4 * (((s * job.batches + b) * length + row) * job.groups + g) * N
-                for n in range(N):
-                    put_float(job.dB + at + 4 * n, sum_lanes(load(dB_sums + n * _STEPS + k * VECTOR_BYTES)))
-                    put_float(job.dC + at + 4 * n, sum_lanes(load(dC_sums + n * _STEPS + k * VECTOR_BYTES)))
-        store_matrix(dA_tile, job.dA + vector_offset * N, channels, N, block)
-        store_matrix(adjoint, job.dinitial + vector_offset * N, channels, N, block)
+                at = 4 * (((s * job.batches + b) * length + row) * job.groups + g) * states
+                for n in range(states):
+                    total = load(sums + n * _STEPS + k * VECTOR_BYTES)
+                    put_float(job.dB + at + 4 * n, sum_half(total, 0))
+                    put_float(job.dC + at + 4 * n, sum_half(total, 1))
+        store_matrix(dA_tile, job.dA + vector_offset * states, channels, states, block)
+        store_matrix(adjoint, job.dinitial + vector_offset * states, channels, states, block)
         for e in range(channels):
             put_float(job.dD + vector_offset + 4 * e, get_float(dD_sums + 4 * e))
             put_float(job.dbias + vector_offset + 4 * e, get_float(dbias_sums + 4 * e))
