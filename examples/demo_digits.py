@@ -38,7 +38,7 @@ TRAINING = [
     *("--path=gvp", "--prediction=velocity", "--batch-size=128", "--clip=2", "--ema=0.998"),
     *("--lr=2e-3", "--schedule=cosine", "--warmup=100", "--save-every=500", "--log-every=20"),
 ]
-OPTIONS = SamplingOptions(solver="heun", steps=25, guidance=1.5)
+OPTIONS = SamplingOptions(solver="heun", steps=25, guidance=1.25)
 OTHERS = {"euler 25": {"solver": "euler", "steps": 25}, "dopri5": {"solver": "dopri5"}}
 
 

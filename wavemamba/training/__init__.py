@@ -7,7 +7,16 @@ from wavemamba.training.checkpointing import (
     write_atomically,
 )
 from wavemamba.training.control import SCHEDULES, StopSignal, check_same_settings, learning_rate_factor
-from wavemamba.training.data import Digits, ExampleSource, ImageFolder, Part, hold_out, open_source, read_image
+from wavemamba.training.data import (
+    Digits,
+    ExampleSource,
+    ImageFolder,
+    Part,
+    fingerprint,
+    hold_out,
+    open_source,
+    read_image,
+)
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.latents import LatentShards, LatentShardWriter
 from wavemamba.training.log import RunLog, read_log
@@ -42,6 +51,7 @@ __all__ = [
     "batch_loader",
     "check_same_settings",
     "derive_seed",
+    "fingerprint",
     "generator_for",
     "held_out_loss",
     "hold_out",

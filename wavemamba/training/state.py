@@ -33,7 +33,7 @@ class TrainState:
         model: nn.Module,
         ema: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
     ) -> None:
         self.model = model
         self.ema = ema
@@ -59,8 +59,13 @@ class TrainState:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `collect` returned; the number of processes and how they share the model may have changed."""
+        """Put back what `collect` returned; the number of processes and how they share the model may have changed.
+
+        Learning rate, weight decay and the other options of the optimiser stay those that it was built with.
+        """
         options = StateDictOptions(full_state_dict=True)
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        base_rates = list(self.schedule.base_lrs)
         set_state_dict(
             self.model,
             self.optimizer,
@@ -69,7 +74,10 @@ class TrainState:
             options=options,
         )
         set_model_state_dict(self.ema, state["ema"], options=options)
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict({**state["schedule"], "base_lrs": base_rates})
+        factors = [factor(self.schedule.last_epoch) for factor in self.schedule.lr_lambdas]
+        for group, own, rate, factor in zip(self.optimizer.param_groups, chosen, base_rates, factors, strict=True):
+            group.update(own, lr=rate * factor)
         self.step = int(state["step"])
         rank = dist.get_rank() if dist.is_initialized() else 0
         if rank < len(state["random"]):

@@ -1,0 +1,57 @@
+"""The examples as modules, each test with a fresh accelerate and one CPU thread."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from examples.tiny_runs import TINY
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _examples_on_the_path():
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    from accelerate.state import AcceleratorState, GradientState
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train a tiny model on digits: `train(name, *options)` gives the folder and the exit status."""
+
+    def run(name, *options, steps=6):
+        import train_dimsum
+
+        out = tmp_path / name
+        common = ["--data=digits", *TINY, "--batch-size=16", "--lr=1e-3", "--log-every=1", "--threads=1", "--quiet"]
+        status = train_dimsum.main([*common, f"--out={out}", f"--steps={steps}", *options])
+        return out, status
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of a few steps, with its model folder."""
+    import train_dimsum
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    threads = torch.get_num_threads()
+    options = [*TINY, "--batch-size=32", "--lr=2e-3", "--steps=30", "--ema=0.9", "--threads=1", "--quiet"]
+    assert train_dimsum.main(["--data=digits", f"--out={out}", *options]) == 0
+    torch.set_num_threads(threads)
+    return out

@@ -1,0 +1,204 @@
+"""Sampling, encoding and evaluation scripts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from examples.tiny_runs import SmallFeatures
+from PIL import Image
+
+from wavemamba.training import Digits, LatentShards, derive_seed, to_uint8
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i, pixels in enumerate(to_uint8(Digits().images[:60])):
+        (folder / str(i % 3)).mkdir(exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).resize((16, 16)).save(folder / str(i % 3) / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(
+        **blocks, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1,
+        scaling_factor=0.5,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_samples_a_grid_files_and_their_description(trained, tmp_path):
+    import sample_dimsum
+
+    out = tmp_path / "grid.png"
+    options = ["--classes", "3", "7", "--per-class=4", "--solver=heun", "--steps=3", f"--npz={tmp_path / 'a.npz'}"]
+    folder = f"--png-folder={tmp_path / 'png'}"
+    assert sample_dimsum.main([f"--model={trained / 'model'}", f"--out={out}", *options, folder]) == 0
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert (about["classes"], about["nfe"], about["solver"], about["weights"]) == (["3", "7"], 6, "heun", "ema")
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["images"].shape == (8, 8, 8, 1)
+        assert file["labels"].tolist() == [3] * 4 + [7] * 4
+        first = Image.open(tmp_path / "png" / "3" / "00000.png")
+        assert np.array_equal(np.asarray(first), file["images"][0, ..., 0])
+    assert Image.open(out).size[0] > 4 * 32
+
+
+def test_samples_do_not_depend_on_their_batch(trained):
+    from sample_dimsum import Sampler, SamplingOptions
+
+    sampler = Sampler(trained / "model", SamplingOptions(solver="euler", steps=3))
+    labels = [i % 10 for i in range(12)]
+    whole, _ = sampler.draw_batches(labels, 5, 12, "whole")
+    parts, _ = sampler.draw_batches(labels, 5, 5, "parts")
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+    one, _ = sampler.draw([labels[7]], [derive_seed(5, "sample", 7)])
+    torch.testing.assert_close(one[0], whole[7], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "11"], "expected names or numbers below 10, got '11'"),
+        (["--model=/nowhere"], "nowhere"),
+    ],
+)
+def test_sampling_names_what_is_wrong(trained, tmp_path, capsys, options, message):
+    import sample_dimsum
+
+    common = [f"--model={trained / 'model'}", f"--out={tmp_path / 'a.png'}"]
+    assert sample_dimsum.main([*common, *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, capsys, train):
+    import encode_latents
+    from sample_dimsum import Sampler, SamplingOptions
+
+    out = tmp_path / "latents"
+    options = [f"--data={images}", f"--out={out}", f"--autoencoder={autoencoder}", "--image-size=16", "--mirror"]
+    options += ["--shard-size=25", "--batch-size=10"]
+    assert encode_latents.main(options) == 0
+    assert "60 images of 3 classes, 3 shards encoded now" in capsys.readouterr().out
+    shards = LatentShards(out, mirror=True, verify=True)
+    assert (len(shards), shards.shape, shards.classes) == (60, (4, 8, 8), ("0", "1", "2"))
+    (out / "latents-00001.json").unlink()
+    assert encode_latents.main(options) == 0
+    assert "1 shards encoded now" in capsys.readouterr().out
+
+    from wavemamba.diffusion import Autoencoder
+    from wavemamba.training import ImageFolder
+
+    mean = Autoencoder.from_pretrained(autoencoder).posterior(ImageFolder(images, 16).example(59)[0][None]).mean[0]
+    torch.testing.assert_close(shards.example(59)[0], mean, rtol=1e-4, atol=1e-5)
+
+    run, status = train("a", f"--data={out}", "--mirror", "--verify-data", f"--autoencoder={autoencoder}", steps=2)
+    assert status == 0
+    sampler = Sampler(run / "model", SamplingOptions(solver="euler", steps=2))
+    assert sampler.draw([0, 1], [1, 2])[0].shape == (2, 3, 16, 16)
+    assert sampler.describe()["autoencoder"] == str(autoencoder)
+
+
+def evaluate(tmp_path, *options):
+    import evaluate as script
+
+    out = tmp_path / "scores.json"
+    status = script.main([f"--out={out}", "--image-size=16", *options], SmallFeatures())
+    return status, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_a_folder_judged_by_itself_is_perfect(images, tmp_path):
+    status, scores = evaluate(tmp_path, f"--samples={images}", f"--reference={images}")
+    assert status == 0
+    assert abs(scores["fid"]) < 1e-6
+    assert abs(scores["sfid"]) < 1e-6
+    assert scores["precision"] == scores["recall"] == 1
+    assert scores["inception_score_mean"] >= 1
+    assert scores["reference"]["count"] == scores["samples"]["count"] == 60
+    assert "bicubic" in scores["samples"]["resize"]
+
+
+def test_inverted_images_are_worse_and_statistics_files_give_the_same(images, tmp_path):
+    inverted = tmp_path / "inverted"
+    inverted.mkdir()
+    for path in images.rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(inverted / path.name)
+    saved = tmp_path / "reference.npz"
+    status, scores = evaluate(tmp_path, f"--samples={inverted}", f"--reference={images}", f"--save-reference={saved}")
+    assert status == 0
+    assert scores["fid"] > 0.01
+    assert scores["precision"] < 0.5
+    _, again = evaluate(tmp_path, f"--samples={inverted}", f"--reference={saved}")
+    for name in ("fid", "sfid", "precision", "recall"):
+        assert again[name] == pytest.approx(scores[name], rel=1e-6)
+    assert again["reference"] == {"statistics": str(saved), "features": 60}
+
+
+def test_a_live_model_is_judged_with_everything_that_moves_the_score(trained, images, tmp_path):
+    options = ["--count=20", "--solver=euler", "--steps=3", "--guidance=2", "--seed=4"]
+    status, scores = evaluate(tmp_path, f"--model={trained / 'model'}", f"--reference={images}", *options)
+    assert status == 0
+    expected = {"solver": "euler", "steps": 3, "nfe": 3, "guidance": 2.0, "dtype": "float32", "weights": "ema"}
+    expected |= {"seed": 4, "count": 20, "autoencoder": None, "path": "gvp", "prediction": "velocity", "resize": "none"}
+    assert {key: scores["samples"][key] for key in expected} == expected
+    assert scores["features"] == "fixed random convolutions"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference=x"], "either --samples FOLDER or --model FOLDER"),
+        (["--samples={images}", "--reference=/nowhere"], "nowhere"),
+        (["--samples={images}", "--reference=/nowhere.npz"], "expected mu, sigma"),
+        (["--samples={images}", "--reference={images}", "--count=1000"], "at least 1000 images"),
+    ],
+)
+def test_evaluation_names_what_is_wrong(images, tmp_path, capsys, options, message):
+    status, scores = evaluate(tmp_path, *(option.format(images=images) for option in options))
+    assert (status, scores) == (1, None)
+    assert message in capsys.readouterr().err
+
+
+def test_inception_weights_come_from_a_file_that_cannot_run_code(tmp_path):
+    import pickle
+
+    pytest.importorskip("torch_fidelity")
+    from evaluate import Inception
+
+    from wavemamba import CheckpointError
+
+    class Bomb:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match=r"bad\.pth"):
+        Inception(str(tmp_path / "bad.pth"))
+
+
+def test_inception_features_are_those_of_the_published_scores(tmp_path):
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    from evaluate import Inception
+
+    torch.manual_seed(0)
+
+    class Untrained(fidelity.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict):
+            return super().load_state_dict(state_dict) if state_dict else None
+
+    torch.save({}, tmp_path / "empty.pth")
+    names = ["2048", "logits_unbiased"]
+    made = Untrained("inception-v3-compat", names, feature_extractor_weights_path=str(tmp_path / "empty.pth"))
+    torch.save(made.state_dict(), tmp_path / "weights.pth")
+    features = Inception(str(tmp_path / "weights.pth"))(torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8))
+    assert {name: tuple(value.shape) for name, value in features.items()} == {
+        "pool": (2, 2048), "spatial": (2, 7 * 17 * 17), "logits": (2, 1008)
+    }  # fmt: skip

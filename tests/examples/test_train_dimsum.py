@@ -1,0 +1,250 @@
+"""The training script: files, resumption, kills, processes, bad input."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from examples.tiny_runs import TINY
+from safetensors.torch import load_file
+
+from wavemamba import DiMSUM
+from wavemamba.training import Checkpoints, DamagedCheckpointWarning, read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def weights(out):
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def losses(out):
+    return [record["loss"] for record in read_log(out / "log.jsonl") if "loss" in record]
+
+
+def test_leaves_a_model_a_log_samples_and_checkpoints(train):
+    out, status = train("a", "--holdout=0.05", "--eval-every=3", "--sample-every=4", "--save-every=2", "--tensorboard")
+    assert status == 0
+    assert DiMSUM.from_pretrained(out / "model").num_classes == 10
+    about = json.loads((out / "model" / "training.json").read_text())
+    assert (about["path"], about["prediction"], about["weights"], about["step"]) == ("gvp", "velocity", "ema", 6)
+    assert len(losses(out)) == 6
+    assert [r["step"] for r in read_log(out / "log.jsonl") if "held_out_loss" in r] == [3, 6]
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
+    assert Checkpoints(out / "checkpoints").steps() == [4, 6]
+    assert list((out / "tensorboard").iterdir())
+    _, state = Checkpoints(out / "checkpoints").load()
+    assert {"model", "ema", "optimizer", "schedule", "step", "data", "random", "settings"} <= state.keys()
+    assert {"python", "numpy", "torch", "cuda"} == state["random"][0].keys()
+
+
+@pytest.mark.parametrize("options", [(), ("--accumulate=2", "--schedule=cosine", "--warmup=2", "--workers=1")])
+def test_resuming_from_any_checkpoint_gives_the_same_bits(train, options):
+    whole, _ = train("whole", "--save-every=2", *options)
+    other, _ = train("other", "--save-every=2", *options)
+    for step in Checkpoints(other / "checkpoints").steps()[1:]:
+        os.truncate(other / "checkpoints" / f"step-{step:08d}" / "state.pt", 1000)
+    (other / "model" / "model.safetensors").unlink()
+    with pytest.warns(DamagedCheckpointWarning, match="going on from step 4"):
+        assert train("other", "--save-every=2", *options)[1] == 0
+    assert weights(whole) == weights(other)
+    assert losses(whole) == losses(other)
+
+
+def test_the_same_weights_decide_the_ema(train):
+    out, _ = train("a", "--ema=0.5", "--no-ema-warmup", "--save-every=1", "--keep=100", steps=4)
+    states = [torch.load(out / f"checkpoints/step-{s:08d}/state.pt", weights_only=True) for s in (1, 2, 3, 4)]
+    name = "head.linear.weight"
+    expected = states[0]["model"][name]  # timm copies at its first update
+    for state in states[1:]:
+        expected = 0.5 * expected + 0.5 * state["model"][name]
+    torch.testing.assert_close(states[-1]["ema"][name], expected)
+
+
+def test_a_finished_run_started_again_changes_nothing(train):
+    out, _ = train("a")
+    before = weights(out)
+    assert train("a")[1] == 0
+    assert weights(out) == before
+
+
+def test_other_settings_are_refused_and_can_be_accepted(train, capsys):
+    train("a", "--save-every=2")
+    assert train("a", "--lr=5", "--clip=1")[1] == 1
+    error = capsys.readouterr().err
+    assert "clip was 2.0, now 1.0; lr was 0.001, now 5.0" in error
+    assert "--accept-changes" in error
+    out, status = train("a", "--lr=1e-4", "--accept-changes", steps=8)
+    assert (status, len(losses(out))) == (0, 8)
+
+
+def test_a_constant_schedule_may_be_prolonged(train):
+    train("a")
+    out, status = train("a", steps=8)
+    whole, _ = train("whole", steps=8)
+    assert status == 0
+    assert weights(out) == weights(whole)
+
+
+def test_nan_stops_with_the_last_good_checkpoint_intact(train, capsys):
+    out, _ = train("a", "--save-every=2", steps=4)
+    before = Checkpoints(out / "checkpoints").load()[1]["model"]
+    assert train("a", "--lr=inf", "--accept-changes", "--save-every=2", steps=12)[1] == 1
+    error = capsys.readouterr().err
+    assert "NaN or infinite" in error
+    assert "step-00000004" in error
+    step, state = Checkpoints(out / "checkpoints").load()
+    assert step == 4
+    assert all(torch.equal(before[name], state["model"][name]) for name in before)
+
+
+def test_a_full_disk_stops_with_the_last_good_checkpoint_intact(train, capsys):
+    out, _ = train("a", "--save-every=2", steps=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert train("a", "--save-every=2")[1] == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written" in capsys.readouterr().err
+    assert Checkpoints(out / "checkpoints").load()[0] == 4
+    assert train("a", "--save-every=2")[1] == 0
+    assert weights(out) == weights(train("whole")[0])
+
+
+def test_one_class_is_unconditional_and_a_folder_of_images_works(train, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
+    options = [f"--data={tmp_path / 'images'}", "--image-size=8", "--mirror", "--batch-size=8", "--epochs=3"]
+    out, status = train("a", *options)
+    assert status == 0
+    model = DiMSUM.from_pretrained(out / "model")
+    assert (model.num_classes, model.config.in_chans, model.config.img_size) == (0, 3, (8, 8))
+    assert len(losses(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data=/nowhere"], "there is none"),
+        (["--set", "depht=3"], "depth"),
+        (["--model=dimsum_tinny"], "dimsum_tiny"),
+        (["--batch-size=15", "--accumulate=2"], "multiple"),
+        (["--recipe=/nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_a_named_error(train, capsys, options, message):
+    out, status = train("a", *options)
+    assert status == 1
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_misspelt_flags_are_errors(train, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train("a", "--batchsize=3")
+    assert "did you mean --batch-size?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_hold_options_and_model_options_that_exist(recipe):
+    import train_dimsum
+
+    from wavemamba import create_model
+    from wavemamba.training import parse_overrides
+
+    args = train_dimsum.build_parser().parse(["--recipe", str(recipe), "--data=x", "--out=y"])
+    assert (args.path, args.prediction, args.ema, args.weight_decay) == ("gvp", "velocity", 0.9999, 0.0)
+    with torch.device("meta"):
+        model = create_model(args.model, **parse_overrides(args.set))
+    assert model.num_classes == (1000 if recipe.stem == "imagenet256" else 0)
+
+
+@pytest.mark.parametrize("options", [("--precision=bf16",), ("--checkpoint-activations",)])
+def test_options_of_speed_and_memory_train(train, options):
+    out, status = train("a", *options, steps=2)
+    assert status == 0
+    assert all(torch.isfinite(v).all() for v in load_file(out / "model/model.safetensors").values())
+
+
+def test_recomputing_activations_changes_nothing(train):
+    assert weights(train("a", "--checkpoint-activations", steps=3)[0]) == weights(train("b", steps=3)[0])
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = ["--kills=2", "--steps=30", f"--folder={tmp_path}"]
+    done = subprocess.run([*script, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same to the last bit after 2 kills" in done.stdout
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, train):
+    options = ["--data=digits", *TINY, "--batch-size=16", "--lr=1e-3", "--log-every=1", "--threads=1", "--quiet"]
+    out = tmp_path / "a"
+    command = [sys.executable, str(ROOT / "examples/train_dimsum.py"), *options, f"--out={out}", "--steps=100000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    while len(losses(out)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    step, _ = Checkpoints(out / "checkpoints").load()
+    assert step == len(losses(out)) >= 3
+    assert f"step {step} is saved" in text
+    assert not (out / "model").exists()
+
+
+def test_two_processes_train_and_judge_as_one(tmp_path, trained):
+    import evaluate
+    import train_dimsum
+    from examples.tiny_runs import SmallFeatures, evaluate_options, train_options
+
+    from wavemamba.training import Digits, to_uint8
+
+    images = tmp_path / "images"
+    images.mkdir()
+    from PIL import Image
+
+    for i, pixels in enumerate(to_uint8(Digits().images[:40])):
+        Image.fromarray(pixels[0].numpy()).save(images / f"{i:02d}.png")
+    (tmp_path / "model").symlink_to(trained / "model")
+    script = str(Path(__file__).with_name("tiny_runs.py"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    # Dropout draws in each process: its masks are those of as many micro-batches in one.
+    same = train_options(tmp_path / "one", "class_dropout=0.2", "drop_path_rate=0.1")
+    assert train_dimsum.main([*same, "--accumulate=2"]) == 0
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+
+    options = evaluate_options(tmp_path / "model", images, tmp_path / "one.json")
+    assert evaluate.main(options, SmallFeatures()) == 0
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    for name in ("fid", "sfid", "inception_score_mean", "precision", "recall"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-7), name
+
+
+def test_one_large_batch_is_two_half_batches(train):
+    whole, _ = train("whole", "--set", "class_dropout=0", steps=5)
+    halves, _ = train("halves", "--set", "class_dropout=0", "--accumulate=2", steps=5)
+    assert losses(whole) == pytest.approx(losses(halves), rel=1e-5)
