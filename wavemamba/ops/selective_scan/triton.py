@@ -78,9 +78,9 @@ class _Sizes(NamedTuple):
     def chunks(self) -> int:
         return -(-self.length // CHUNK)
 
-    def kept(self, keep: bool) -> tuple[int, int, int, int]:
-        """Shape of the states at the start of every chunk."""
-        return (self.batch if keep else 0, self.chunks, self.states, self.width)
+    def kept(self, keep: bool) -> tuple[int, ...]:
+        """Shape of the states at the start of every chunk, one tile a program."""
+        return (self.batch if keep else 0, self.chunks, self.groups * self.blocks, self.states, self.block)
 
 
 class _Segments(NamedTuple):
@@ -120,7 +120,7 @@ class _Inputs:
         expect_indexable(u.shape[1])
         self.sizes = _Sizes.of(u, B)
         self.segments = _Segments.of(self.sizes, u)
-        self.u, self.delta, self.A = dense_rows(u), dense_rows(delta), A
+        self.u, self.delta, self.A = dense_rows(u), dense_rows(delta), _states_first(A)
         self.z = None if z is None else dense_rows(z)
         self.B, self.C = B.float().contiguous(), C.float().contiguous()
         self.D = None if D is None else D.contiguous()
@@ -158,8 +158,8 @@ class _Inputs:
             **more,
         }
 
-    def chain(self, x: Tensor, BC: Tensor, first: Tensor | None, backward: bool) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The state that enters every segment, and its strides (batch, segment, channel, state).
+    def entering(self, x: Tensor, BC: Tensor, first: Tensor | None, backward: bool) -> Tensor | None:
+        """The state that enters every segment, (B, segments, N, E).
 
         Args:
             x: (B, L, E), what drives the state: the input, or backward the gradient of the output.
@@ -167,9 +167,9 @@ class _Inputs:
             first: (B, E, N), the state that enters the sequence; zero where absent.
             backward: run from the end of the sequence to its start.
         """
-        first_strides = (0, 0, 0) if first is None else first.stride()
+        first = None if first is None else _states_first(first)
         if self.segments.count == 1:
-            return first, (first_strides[0], 0, *first_strides[1:])
+            return first
         batch, count, states, width = self.sizes.batch, self.segments.count, self.sizes.states, self.sizes.width
         reached = x.new_empty(batch, count, states, width, dtype=torch.float32)
         total = x.new_empty(batch, count, width, dtype=torch.float32)
@@ -188,8 +188,7 @@ class _Inputs:
             total,
             *self.grid(),
             *self.rows(x, self.delta, self.z),
-            *self.A.stride(),
-            1,
+            0,
             **self.constants(STEPS=FORWARD_STEPS, BACKWARD=backward),
         )
         launch(
@@ -202,13 +201,16 @@ class _Inputs:
             total,
             count,
             width,
-            *self.A.stride(),
-            *first_strides,
             STATES=states,
             BLOCK=128,
             BACKWARD=backward,
         )
-        return reached, (count * states * width, states * width, 1, width)
+        return reached
+
+
+def _states_first(tensor: Tensor) -> Tensor:
+    """(..., E, N) to contiguous (..., N, E): neighbouring threads have neighbouring channels."""
+    return tensor.float().transpose(-2, -1).contiguous()
 
 
 @torch.library.custom_op("wavemamba::selective_scan_triton", mutates_args=())
@@ -230,40 +232,36 @@ def _scan(
     inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
     sizes = inputs.sizes
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    last = u.new_empty(sizes.batch, sizes.width, sizes.states, dtype=torch.float32)
+    last = u.new_empty(sizes.batch, sizes.states, sizes.width, dtype=torch.float32)
     kept = last.new_empty(sizes.kept(keep))
-    start, start_strides = inputs.chain(inputs.u, inputs.B, initial_state, backward=False)
     launch(
         triton_kernels.forward,
         inputs.programs,
         u,
         inputs.u,
         inputs.delta,
-        A,
+        inputs.A,
         inputs.B,
         inputs.C,
         inputs.D,
         inputs.z,
         inputs.bias,
         inputs.order,
-        start,
+        inputs.entering(inputs.u, inputs.B, initial_state, backward=False),
         y,
         last,
         kept if keep else None,
         *inputs.grid(),
         *inputs.rows(inputs.u, inputs.delta, inputs.z),
-        *A.stride(),
-        *start_strides,
-        *last.stride()[1:],
-        1,
+        0,
         **inputs.constants(STEPS=FORWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
-    return y, last, kept
+    return y, last.transpose(1, 2), kept
 
 
 @_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, keep):  # type: ignore[no-untyped-def]  # as above
-    last = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+    last = u.new_empty((u.shape[0], *reversed(A.shape)), dtype=torch.float32).transpose(1, 2)
     return u.new_empty(u.shape), last, last.new_empty(_Sizes.of(u, B).kept(keep))
 
 
@@ -290,7 +288,6 @@ def _scan_backward(
     inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
     sizes, segments = inputs.sizes, inputs.segments
     dy = u.new_zeros(u.shape) if dy is None else dense_rows(dy)
-    entering, entering_strides = inputs.chain(dy, inputs.C, dlast, backward=True)
 
     def new(*shape: int) -> Tensor:
         return kept.new_empty(shape)
@@ -309,10 +306,10 @@ def _scan_backward(
         inputs.programs,
         u,
         dy,
-        entering,
+        inputs.entering(dy, inputs.C, dlast, backward=True),
         inputs.u,
         inputs.delta,
-        A,
+        inputs.A,
         inputs.B,
         inputs.C,
         inputs.D,
@@ -332,8 +329,6 @@ def _scan_backward(
         dinitial,
         *inputs.grid(),
         *inputs.rows(dy, inputs.u, inputs.delta, inputs.z),
-        *A.stride(),
-        *entering_strides,
         **inputs.constants(STEPS=BACKWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
     gradients = (

@@ -24,8 +24,7 @@ def _chunk(
     e,
     n,
     tile,
-    in_state,
-    in_scratch,
+    in_tile,
     dy,
     u,
     delta,
@@ -37,6 +36,7 @@ def _chunk(
     skip,
     bias,
     kept,
+    kept_l,
     scratch,
     du,
     ddelta,
@@ -59,8 +59,8 @@ def _chunk(
 ):
     """Take the gradient of the state from the end of a chunk to its start."""
     PARTS: tl.constexpr = CHUNK // STEPS
-    h = read(kept + (tl.cast(chunk // CHUNK, tl.int64) * (STATES * width) + in_state), tile, tile is not None)
-    tl.store(scratch + in_scratch, h, mask=tile)
+    h = read(kept + (tl.cast(chunk // CHUNK, tl.int64) * (kept_l * STATES * BLOCK) + in_tile), tile, tile is not None)
+    tl.store(scratch + in_tile, h, mask=tile)
     for i in range(1, PARTS):
         first = chunk + (i - 1) * STEPS
         for t in tl.static_range(STEPS):
@@ -70,12 +70,12 @@ def _chunk(
             u_t = read(u + (row * u_l + e), l < e_end, MASKED)
             d = step_size(read(delta + (row * delta_l + e), l < e_end, MASKED), bias, l < e_end, SOFTPLUS, MASKED)
             h = tl.exp2(d[None, :] * decay_rate) * h + (d * u_t)[None, :] * b_l[:, None]
-        tl.store(scratch + (i * (STATES * BLOCK) + in_scratch), h, mask=tile)
+        tl.store(scratch + (i * (STATES * BLOCK) + in_tile), h, mask=tile)
     tl.debug_barrier()  # a thread may read what another one wrote
     for reversed_i in range(PARTS):
         i = PARTS - 1 - reversed_i
         first = chunk + i * STEPS
-        h = read(scratch + (i * (STATES * BLOCK) + in_scratch), tile, tile is not None)
+        h = read(scratch + (i * (STATES * BLOCK) + in_tile), tile, tile is not None)
         rows = ()
         states = ()
         for t in tl.static_range(STEPS):
@@ -168,12 +168,6 @@ def backward(
     delta_l,
     z_b,
     z_l,
-    A_e,
-    A_n,
-    dlast_b,
-    dlast_s,
-    dlast_e,
-    dlast_n,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -189,23 +183,21 @@ def backward(
     dC_l = sum_e h_l dy_l,  dB_l = sum_e g_l d_l u_l,  du_l = d_l sum_n g_l B_l + D dy_l,
     dd_l = sum_n q_l A + u_l sum_n g_l B_l,  dA = sum_l q_l d_l,  dD = sum_l u_l dy_l,  dh_{-1} = a_0 g_0.
 
-    Shapes: dlast (B, E, N) or, of several segments, what reaches each from its right (B, segments, N, E);
-    kept (B, chunks, N, E); scratch (programs, CHUNK / STEPS, N, BLOCK); dB, dC (blocks of channels, B, L, groups, N);
-    dA (B, segments, N, E); dD, dbias (B, segments, E); dinitial (B, N, E).
+    Shapes: A (N, E); dlast, what reaches a segment from its right, (B, segments, N, E); kept (B, chunks, programs,
+    N, BLOCK); scratch (programs, CHUNK / STEPS, N, BLOCK); dB, dC (blocks of channels, B, L, groups, N); dA (B, segments, N, E); dD, dbias (B, segments, E); dinitial (B, N, E).
     """
     batch, segment, group, block, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
     width = groups * per_group
     n = tl.arange(0, PADDED)
     tile = valid[None, :] & (n < STATES)[:, None]
     in_state = n[:, None] * width + e[None, :]
-    decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    decay_rate = tl.load(A + in_state, mask=tile, other=0.0) * LOG2E
     skip = None if D is None else tl.load(D + e, mask=valid, other=0.0).to(tl.float32)
     bias = None if delta_bias is None else tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
     if dlast is None:
         g = tl.zeros((PADDED, BLOCK), tl.float32)
     else:
-        place = dlast + batch * dlast_b + segment * dlast_s + e[None, :] * dlast_e + n[:, None] * dlast_n
-        g = tl.load(place, mask=tile, other=0.0).to(tl.float32)
+        g = tl.load(dlast + (batch * segments + segment) * STATES * width + in_state, mask=tile, other=0.0)
     A_sum = tl.zeros((PADDED, BLOCK), tl.float32)
     D_sum = tl.zeros((BLOCK,), tl.float32)
     bias_sum = tl.zeros((BLOCK,), tl.float32)
@@ -224,9 +216,9 @@ def backward(
     partial = (((block % blocks) * batches.to(tl.int64) + batch) * length * groups + group) * STATES
     dB += partial + n
     dC += partial + n
-    kept += batch * tl.cdiv(length, CHUNK) * STATES * width
+    kept += (batch * tl.cdiv(length, CHUNK) * (groups * blocks) + block) * (STATES * BLOCK)
     scratch += tl.program_id(0).to(tl.int64) * (CHUNK // STEPS * STATES * BLOCK)
-    in_scratch = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    in_tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
 
     begin = segment * segment_length
     end = tl.minimum(begin + segment_length, length)
@@ -251,8 +243,7 @@ def backward(
             e,
             n,
             tile,
-            in_state,
-            in_scratch,
+            in_tile,
             dy,
             u,
             delta,
@@ -264,6 +255,7 @@ def backward(
             skip,
             bias,
             kept,
+            groups * blocks,
             scratch,
             du,
             ddelta,

@@ -30,21 +30,8 @@ import triton.language as tl
 
 from wavemamba.ops.triton_runtime import LN2, LOG2E, sigmoid, softplus
 
-OPAQUE = [
-    "length",
-    "segments",
-    "segment_length",
-    "A_e",
-    "A_n",
-    "start_b",
-    "start_s",
-    "start_e",
-    "start_n",
-    "last_e",
-    "last_n",
-    "kept_e",
-]
-"""Arguments that must not choose another compilation: sizes that vary, and strides hidden from the layout pass."""
+OPAQUE = ["length", "segments", "segment_length", "shift"]
+"""Arguments that must not choose another compilation: sizes that vary, and a zero that hides an alignment."""
 
 
 @triton.jit
@@ -175,15 +162,7 @@ def forward(
     delta_l,
     z_b,
     z_l,
-    A_e,
-    A_n,
-    start_b,
-    start_s,
-    start_e,
-    start_n,
-    last_e,
-    last_n,
-    kept_e,
+    shift,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -193,19 +172,23 @@ def forward(
     EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """y, the last state, and the states at the start of every chunk: kept (B, chunks, STATES, E)."""
-    batch, segment, group, _, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
+    """y (B, L, E), the last state (B, N, E), and the states at the start of every chunk: kept (B, chunks, programs, N, BLOCK).
+
+    A is (N, E), start the state that enters each segment, (B, segments, N, E), both float32.
+    """
+    batch, segment, group, block, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
     width = groups * per_group
     n = tl.arange(0, PADDED)
     tile = valid[None, :] & (n < STATES)[:, None]
-    decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    in_state = n[:, None] * width + (e + shift)[None, :]
+    in_kept = n[:, None] * BLOCK + (tl.arange(0, BLOCK) + shift)[None, :]
+    decay_rate = tl.load(A + in_state, mask=tile, other=0.0) * LOG2E
     skip = None if D is None else tl.load(D + e, mask=valid, other=0.0).to(tl.float32)
     bias = None if delta_bias is None else tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
     if start is None:
         h = tl.zeros((PADDED, BLOCK), tl.float32)
     else:
-        place = start + batch * start_b + segment * start_s + e[None, :] * start_e + n[:, None] * start_n
-        h = tl.load(place, mask=tile, other=0.0).to(tl.float32)
+        h = tl.load(start + (batch * segments + segment) * STATES * width + in_state, mask=tile, other=0.0)
     u += batch * u_b + e
     delta += batch * delta_b + e
     if z is not None:
@@ -219,12 +202,12 @@ def forward(
     full = begin + (end - begin) // STEPS * STEPS
     for chunk in range(begin, end, CHUNK):
         if kept is not None:
-            place = kept + (batch * tl.cdiv(length, CHUNK) + chunk // CHUNK) * STATES * width
-            tl.store(place + n[:, None] * width + e[None, :] * kept_e, h, mask=tile)
+            part = (batch * tl.cdiv(length, CHUNK) + chunk // CHUNK) * (groups * blocks) + block
+            tl.store(kept + part * (STATES * BLOCK) + in_kept, h, mask=tile)
         for first in range(chunk, tl.minimum(chunk + CHUNK, full), STEPS):
             h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, STEPS, SOFTPLUS, not EVEN, WIDE)
     for first in range(full, end):
         h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, 1, SOFTPLUS, not EVEN, WIDE)
     if last is not None:
         if end == length:
-            tl.store(last + batch * STATES * width + e[None, :] * last_e + n[:, None] * last_n, h, mask=tile)
+            tl.store(last + batch * STATES * width + in_state, h, mask=tile)

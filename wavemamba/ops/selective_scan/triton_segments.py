@@ -42,9 +42,7 @@ def summarize(
     delta_l,
     z_b,
     z_l,
-    A_e,
-    A_n,
-    kept_e,
+    shift,
     STATES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -62,7 +60,8 @@ def summarize(
     width = groups * per_group
     n = tl.arange(0, PADDED)
     tile = valid[None, :] & (n < STATES)[:, None]
-    decay_rate = tl.load(A + e[None, :] * A_e + n[:, None] * A_n, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    in_state = n[:, None] * width + (e + shift)[None, :]
+    decay_rate = tl.load(A + in_state, mask=tile, other=0.0) * LOG2E
     bias = None if delta_bias is None else tl.load(delta_bias + e, mask=valid, other=0.0).to(tl.float32)
     x += batch * x_b + e
     delta += batch * delta_b + e
@@ -101,7 +100,7 @@ def summarize(
             else:
                 state = decay * state + (d * xs[t])[None, :] * bc_l[:, None]
     part = batch * segments + segment
-    tl.store(reached + part * STATES * width + n[:, None] * width + e[None, :] * kept_e, state, mask=tile)
+    tl.store(reached + part * STATES * width + in_state, state, mask=tile)
     tl.store(total + part * width + e, sizes, mask=valid)
 
 
@@ -113,11 +112,6 @@ def combine(
     total,
     segments,
     width,
-    A_e,
-    A_n,
-    start_b,
-    start_e,
-    start_n,
     STATES: tl.constexpr,
     BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -127,16 +121,14 @@ def combine(
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     valid = place < STATES * width
-    n = place // width
-    e = place % width
-    decay_rate = tl.load(A + e * A_e + n * A_n, mask=valid, other=0.0).to(tl.float32) * LOG2E
+    decay_rate = tl.load(A + place, mask=valid, other=0.0) * LOG2E
     if start is None:
         state = tl.zeros((BLOCK,), tl.float32)
     else:
-        state = tl.load(start + batch * start_b + e * start_e + n * start_n, mask=valid, other=0.0).to(tl.float32)
+        state = tl.load(start + batch * STATES * width + place, mask=valid, other=0.0)
     for i in range(segments):
         part = batch * segments + (segments - 1 - i if BACKWARD else i)
-        gain = tl.exp2(tl.load(total + part * width + e, mask=valid, other=0.0) * decay_rate)
+        gain = tl.exp2(tl.load(total + part * width + place % width, mask=valid, other=0.0) * decay_rate)
         own = tl.load(reached + part * STATES * width + place, mask=valid, other=0.0)
         tl.store(reached + part * STATES * width + place, state, mask=valid)
         state = gain * state + own
