@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINING = [
     *("--data=digits", "--set", "dim=16", "depth=2", "attention_every=2", "attention_heads=2", "fusion_heads=2"),
     *("drop_path_rate=0.2", "class_dropout=0.2", "--batch-size=16", "--accumulate=2", "--lr=1e-3", "--schedule=cosine"),
-    *("--warmup=5", "--ema=0.99", "--save-every=3", "--log-every=1", "--threads=1", "--quiet"),
+    *("--warmup=5", "--ema=0.99", "--save-every=3", "--log-every=1", "--threads=1", "--sample-steps=1", "--quiet"),
 ]
 
 
@@ -56,7 +56,7 @@ def kill_once(out: Path, steps: int, rng: random.Random) -> str:
     if target == begun:
         time.sleep(rng.uniform(0.0, 3.0))
     while last_step(out) < target and process.poll() is None:
-        time.sleep(0.001)
+        time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.1))
     process.kill()
     status = process.wait()

@@ -34,8 +34,8 @@ from wavemamba import training as wt
 
 # What a resumed run may change without becoming another run.
 FREE = {"recipe", "out", "log_every", "save_every", "keep", "eval_every", "sample_every", "sample_guidance", "workers",
-        "tensorboard", "threads", "accept_changes", "compile", "checkpoint_activations", "verify_data", "autoencoder",
-        "epochs", "accumulate", "quiet"}  # fmt: skip
+        "sample_steps", "tensorboard", "threads", "accept_changes", "compile", "checkpoint_activations", "verify_data",
+        "autoencoder", "epochs", "accumulate", "quiet"}  # fmt: skip
 
 
 def build_parser() -> wt.RecipeParser:
@@ -83,6 +83,7 @@ def build_parser() -> wt.RecipeParser:
     add("--eval-every", type=int, default=0, help="steps between losses of the held-out part, EMA weights (0: never)")
     add("--sample-every", type=int, default=0, help="steps between sample grids and model/ exports (0: at the end)")
     add("--sample-guidance", type=float, default=1.5, help="guidance scale of the sample grids")
+    add("--sample-steps", type=int, default=25, help="Heun steps of the sample grids")
     add("--autoencoder", help="folder or hub id that decodes latents for the sample grids")
     add("--tensorboard", action=flag, default=False, help="scalars and sample grids for TensorBoard, in tensorboard/")
     add("--accept-changes", action=flag, default=False, help="go on although settings differ from the checkpoint's")
@@ -95,18 +96,18 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stop: wt.StopSignal) -> None:
         self.args, self.out, self.stop = args, Path(args.out), stop
-        accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.accelerator.is_available())
-        self.accelerator = accelerator
+        cpu = not torch.accelerator.is_available()
+        self.accelerator = accelerator = Accelerator(mixed_precision=args.precision, cpu=cpu)
         self.main, self.device = accelerator.is_main_process, accelerator.device
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         whole = wt.open_source(args.data, size=args.image_size, channels=args.channels, mirror=args.mirror,
                                verify=args.verify_data and self.main)  # fmt: skip
         self.classes, self.shape = whole.classes, whole.shape
         self.source, self.held_out = wt.hold_out(whole, args.holdout, args.seed)
-        if args.epochs is not None:
+        if args.epochs:
             args.steps = math.ceil(args.epochs * len(self.source) / args.batch_size)
-        self.slices = wt.slices_of_batch(args.batch_size, rank=self.rank, processes=self.processes,
-                                         accumulate=args.accumulate)  # fmt: skip
+        place = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
+        self.share = {**place, "accumulate": args.accumulate}
+        self.slices = wt.slices_of_batch(args.batch_size, **self.share)
         self.objective = wd.Objective(args.path, args.prediction, args.weighting, time_sampling=args.time_sampling)
         model = self.build_model()
         self.ema = ModelEmaV3(model, decay=args.ema, use_warmup=args.ema_warmup).to(self.device)
@@ -183,7 +184,7 @@ class Run:
         for micro, part in enumerate(self.slices):
             x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(batches))
             t, x0 = self.draw("noise", step, part)
-            wt.seed_everything(args.seed, "step", step, micro * self.processes + self.rank)
+            wt.seed_everything(args.seed, "step", step, part.start)
             last = micro + 1 == args.accumulate
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.objective.loss(self.model, x, t=t, x0=x0, **self.labels(y)).mean() / args.accumulate
@@ -221,7 +222,8 @@ class Run:
         model = self.ema.module
         if len(names) > 1 and model.null_class is not None:
             model = wd.ClassifierFreeGuidance(model, self.args.sample_guidance)
-        images = wd.sample_ode(model, noise, self.objective, solver="heun", steps=25, **self.labels(labels))
+        solver = {"solver": "heun", "steps": self.args.sample_steps}
+        images = wd.sample_ode(model, noise, self.objective, **solver, **self.labels(labels))
         if self.args.autoencoder:
             images = wd.Autoencoder.from_pretrained(self.args.autoencoder, device=self.device).decode(images)
         self.log.picture(self.state.step, wt.image_grid(images, 8, row_labels=names, tile=32))
@@ -233,9 +235,7 @@ class Run:
             model = self.build_model()
             model.load_state_dict(weights)
             model.save_pretrained(self.out / "model")
-            keys = ("path", "prediction", "weighting", "data", "seed", "ema", "ema_warmup", "autoencoder")
-            about = {**{key: getattr(self.args, key) for key in keys}, "weights": "ema", "step": self.state.step,
-                     "classes": list(self.classes), "shape": list(self.shape)}  # fmt: skip
+            about = {**self.settings(), "autoencoder": self.args.autoencoder, "weights": "ema", "step": self.state.step}
             wt.write_atomically(self.out / "model" / "training.json", json.dumps(about, indent=1).encode())
         self.accelerator.wait_for_everyone()
 
@@ -243,8 +243,7 @@ class Run:
         """From where the run stands to its end."""
         args, state = self.args, self.state
         self.resume()
-        numbers = wt.StepBatches(args.batch_size, state.step, args.steps, rank=self.rank, processes=self.processes,
-                                 accumulate=args.accumulate)  # fmt: skip
+        numbers = wt.StepBatches(args.batch_size, state.step, args.steps, **self.share)
         stream, pin = wt.ExampleStream(self.source, args.seed), self.device.type == "cuda"
         batches = iter(wt.batch_loader(stream, numbers, workers=args.workers, pin_memory=pin))
         bar = tqdm(total=args.steps, initial=state.step, disable=not self.main or args.quiet, unit="step")
@@ -284,8 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the script; returns its exit status."""
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
-        if args.threads:
-            torch.set_num_threads(args.threads)
+        torch.set_num_threads(args.threads or torch.get_num_threads())
         with wt.StopSignal() as stop:
             run = Run(args, stop)
             run.train()

@@ -37,7 +37,16 @@ def train(tmp_path):
         import train_dimsum
 
         out = tmp_path / name
-        common = ["--data=digits", *TINY, "--batch-size=16", "--lr=1e-3", "--log-every=1", "--threads=1", "--quiet"]
+        common = [
+            "--data=digits",
+            *TINY,
+            "--batch-size=16",
+            "--lr=1e-3",
+            "--log-every=1",
+            "--threads=1",
+            "--sample-steps=1",
+            "--quiet",
+        ]
         status = train_dimsum.main([*common, f"--out={out}", f"--steps={steps}", *options])
         return out, status
 
@@ -51,7 +60,16 @@ def trained(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("trained") / "run"
     threads = torch.get_num_threads()
-    options = [*TINY, "--batch-size=32", "--lr=2e-3", "--steps=30", "--ema=0.9", "--threads=1", "--quiet"]
+    options = [
+        *TINY,
+        "--batch-size=32",
+        "--lr=2e-3",
+        "--steps=30",
+        "--ema=0.9",
+        "--threads=1",
+        "--sample-steps=1",
+        "--quiet",
+    ]
     assert train_dimsum.main(["--data=digits", f"--out={out}", *options]) == 0
     torch.set_num_threads(threads)
     return out

@@ -185,14 +185,23 @@ def test_recomputing_activations_changes_nothing(train):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     script = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = ["--kills=2", "--steps=30", f"--folder={tmp_path}"]
+    options = ["--kills=2", "--steps=15", f"--folder={tmp_path}"]
     done = subprocess.run([*script, *options], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same to the last bit after 2 kills" in done.stdout
 
 
 def test_sigterm_saves_and_exits_with_0(tmp_path, train):
-    options = ["--data=digits", *TINY, "--batch-size=16", "--lr=1e-3", "--log-every=1", "--threads=1", "--quiet"]
+    options = [
+        "--data=digits",
+        *TINY,
+        "--batch-size=16",
+        "--lr=1e-3",
+        "--log-every=1",
+        "--threads=1",
+        "--sample-steps=1",
+        "--quiet",
+    ]
     out = tmp_path / "a"
     command = [sys.executable, str(ROOT / "examples/train_dimsum.py"), *options, f"--out={out}", "--steps=100000"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

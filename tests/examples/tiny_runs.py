@@ -26,8 +26,9 @@ class SmallFeatures(nn.Module):
 
 
 def train_options(out, *more):
-    return ["--data=digits", *TINY, *more, "--batch-size=16", "--lr=1e-3", "--log-every=1", "--steps=8", "--threads=1",
-            "--holdout=0.02", "--eval-every=4", "--save-every=4", "--quiet", f"--out={out}"]  # fmt: skip
+    options = ["--batch-size=16", "--lr=1e-3", "--log-every=1", "--steps=8", "--threads=1", "--sample-steps=1"]
+    evaluation = ["--holdout=0.02", "--eval-every=4", "--save-every=4", "--quiet", f"--out={out}"]
+    return ["--data=digits", *TINY, *more, *options, *evaluation]
 
 
 def evaluate_options(model, reference, out):
