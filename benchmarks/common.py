@@ -52,8 +52,14 @@ def refuse_wrong(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
     return error
 
 
-def time_cases(cases: dict[str, Callable[[], Any]], *, rounds: int = 7, seed: int = 0) -> dict[str, float]:
-    """Median seconds of each case, all measured in one run, in a new random order every round.
+def time_cases(
+    cases: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 7,
+    seed: int = 0,
+    statistic: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Seconds of each case (the median), all measured in one run, in a new random order every round.
 
     Neighbouring cases disturb each other through caches, frequency and idle threads; the random order spreads that
     evenly. Each case runs once before.
@@ -70,7 +76,7 @@ def time_cases(cases: dict[str, Callable[[], Any]], *, rounds: int = 7, seed: in
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return {name: statistic(values) for name, values in samples.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

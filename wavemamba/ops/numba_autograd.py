@@ -42,7 +42,7 @@ class Differentiable:
         """Run the op."""
         if torch.compiler.is_compiling():
             return self.op(*inputs)
-        if any(_has_tangent(value) for value in inputs):
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
             raise WavemambaError(
                 f"{self.name}: the numba kernel has no forward-mode derivative; compute it with backend='torch'"
             )
@@ -52,9 +52,7 @@ class Differentiable:
 
 
 def _has_tangent(value: Any) -> bool:
-    if forward_ad._current_level < 0 or not isinstance(value, torch.Tensor):
-        return False
-    return forward_ad.unpack_dual(value).tangent is not None
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def refuse_second_derivative(name: str, op: Any) -> Differentiable:
