@@ -98,6 +98,16 @@ def dense_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def rows_of(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Strides of batch and step of (B, L, ...) tensors, zeros for None."""
+    return tuple(stride for t in tensors for stride in ((0, 0) if t is None else (t.stride(0), t.stride(1))))
+
+
+def tile_width(channels: int, most: int) -> int:
+    """Channels of a tile: a power of two, no more than `most` nor than it takes to hold all, at least 16."""
+    return min(most, max(16, int(triton.next_power_of_2(channels))))
+
+
 def expect_indexable(length: int) -> None:
     """Refuse sequences whose rows do not fit the kernels' 32-bit row numbers."""
     if length > _LARGEST_GRID:

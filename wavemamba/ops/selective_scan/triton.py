@@ -21,6 +21,7 @@ from wavemamba.ops.triton_runtime import (
     launch,
     multiprocessors,
     refuse_second_derivative,
+    rows_of,
 )
 
 CHUNK = 32
@@ -143,10 +144,6 @@ class _Inputs:
         steps = [t.stride(1) for t in (self.u, self.delta, self.z) if t is not None]
         return self.sizes.length * max(*steps, self.sizes.width, self.sizes.groups * self.sizes.states) >= 2**31
 
-    def rows(self, *tensors: Tensor | None) -> tuple[int, ...]:
-        """Strides of batch and step."""
-        return tuple(stride for t in tensors for stride in ((0, 0) if t is None else (t.stride(0), t.stride(1))))
-
     def constants(self, **more: Any) -> dict[str, Any]:
         return {
             "STATES": self.sizes.states,
@@ -187,7 +184,7 @@ class _Inputs:
             reached,
             total,
             *self.grid(),
-            *self.rows(x, self.delta, self.z),
+            *rows_of(x, self.delta, self.z),
             0,
             **self.constants(STEPS=FORWARD_STEPS, BACKWARD=backward),
         )
@@ -252,7 +249,7 @@ def _scan(
         last,
         kept if keep else None,
         *inputs.grid(),
-        *inputs.rows(inputs.u, inputs.delta, inputs.z),
+        *rows_of(inputs.u, inputs.delta, inputs.z),
         0,
         **inputs.constants(STEPS=FORWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
@@ -328,7 +325,7 @@ def _scan_backward(
         dbias,
         dinitial,
         *inputs.grid(),
-        *inputs.rows(dy, inputs.u, inputs.delta, inputs.z),
+        *rows_of(dy, inputs.u, inputs.delta, inputs.z),
         **inputs.constants(STEPS=BACKWARD_STEPS, CHUNK=CHUNK, EVEN=sizes.even),
     )
     gradients = (
