@@ -220,7 +220,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, train):
 def test_two_processes_train_and_judge_as_one(tmp_path, trained):
     import evaluate
     import train_dimsum
-    from examples.tiny_runs import SmallFeatures, evaluate_options, train_options
+    from examples.tiny_runs import SmallFeatures, evaluate_options, small_state, train_options
 
     from wavemamba.training import Digits, to_uint8
 
@@ -251,6 +251,21 @@ def test_two_processes_train_and_judge_as_one(tmp_path, trained):
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     for name in ("fid", "sfid", "inception_score_mean", "precision", "recall"):
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-7), name
+
+    # What two processes sharded and saved goes on in one.
+    state, step = small_state()
+    step()
+    step()
+    expected = state.collect()
+    loaded_step, saved = Checkpoints(tmp_path / "sharded").load()
+    resumed, _ = small_state()
+    resumed.restore(saved)
+    assert (loaded_step, resumed.step) == (2, 2)
+    found = resumed.collect()
+    for part in ("model", "ema"):
+        for name, value in expected[part].items():
+            torch.testing.assert_close(found[part][name], value, rtol=1e-4, atol=1e-5)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 3)
 
 
 def test_one_large_batch_is_two_half_batches(train):
