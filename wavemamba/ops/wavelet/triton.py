@@ -1,0 +1,84 @@
+"""Haar packet map on a GPU: the Triton kernel as a `torch.library` op; its gradient is the op the other way round.
+
+Opaque to the compiler (`custom_op`), as the scan's are, and for the same reasons.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavemamba.ops.triton_runtime import expect_indexable, invert_order, launch, tile_width
+from wavemamba.ops.wavelet.triton_kernels import haar_map
+
+TILE = {0: 1024, 1: 1024, 2: 512, 3: 128}
+"""Channels times cells of a program by level: 32 to 64 values a thread, of which 4**levels are one channel's."""
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, H * W, C) with dense channels, copied only if need be."""
+    dense = x.stride(3) == 1 or x.shape[3] == 1
+    return (x if dense and x.stride(1) == x.shape[2] * x.stride(2) else x.contiguous()).flatten(1, 2)
+
+
+@torch.library.custom_op("wavemamba::haar_map_triton", mutates_args=())
+def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+    batch, height, width, channels = x.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel() == 0:
+        return y
+    length, side = height * width, 2**levels
+    expect_indexable(length)
+    rows = _flat(x)
+    cells = length // side**2
+    turned = layout == "channel" and levels > 0 and channels % side**2 == 0
+    block = max(tile_width(channels, TILE[levels]), side**2 if turned else 1)
+    group = max(1, TILE[levels] // block)
+    launch(
+        haar_map,
+        batch * -(-cells // group) * -(-channels // block),
+        x,
+        rows,
+        y,
+        None if order is None else invert_order(order),
+        scale * 0.5**levels,
+        length,
+        width,
+        cells,
+        channels,
+        *rows.stride()[:2],
+        LEVELS=levels,
+        LAYOUT=layout,
+        INVERSE=inverse,
+        TURNED=turned,
+        CELLS=group,
+        BLOCK=block,
+        WIDE=length * max(rows.stride(1), channels) >= 2**31,
+    )
+    return y
+
+
+@_haar_map.register_fake
+def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
+    return x.new_empty(x.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.linear_map, order, ctx.scale, ctx.inverse = inputs
+    ctx.save_for_backward(order)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    (order,) = ctx.saved_tensors
+    return _haar_map(dy, *ctx.linear_map, order, ctx.scale, not ctx.inverse), None, None, None, None, None
+
+
+_haar_map.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+    """All cells at once, in float32; see `wavemamba.ops.wavelet` for the map and shapes."""
+    y: Tensor = _haar_map(x, levels, layout, order, scale, inverse)
+    return y
