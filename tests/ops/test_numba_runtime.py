@@ -15,6 +15,7 @@ from numba import njit
 from support import scan_inputs
 from torch.utils.data import DataLoader, Dataset
 
+from wavemamba import ShapeError
 from wavemamba.ops import causal_conv1d, numba_math, numba_runtime, selective_scan, to_haar_map
 from wavemamba.ops.numba_simd import LANES, load, store
 from wavemamba.ops.numba_warm_up import warm_up
@@ -191,6 +192,26 @@ def test_exponential_at_the_ends_of_its_range():
     assert np.array_equal(apply(numba_math.exp, x), [np.nan, np.inf, 0, np.inf, 0, np.inf, 0, 1], equal_nan=True)
     assert np.array_equal(apply(numba_math.sigmoid, x[:3]), [np.nan, 1, 0], equal_nan=True)
     assert np.array_equal(apply(numba_math.softplus, x[:5]), [np.nan, np.inf, 0, np.float32(1e30), 0], equal_nan=True)
+
+
+@pytest.mark.parametrize("entry", [-1, 16])
+def test_orders_that_point_outside_are_refused(entry):
+    order = torch.arange(16)
+    order[3] = entry
+    x, A, B = torch.randn(1, 16, 4), -torch.ones(4, 2), torch.randn(1, 16, 2)
+    with pytest.raises(ShapeError, match=r"order: expected a permutation of 0 .. 15"):
+        causal_conv1d(x, A, order=order, backend="numba")
+    with pytest.raises(ShapeError, match="order"):
+        selective_scan(x, x.abs(), A, B, B, order=order, backend="numba")
+    with pytest.raises(ShapeError, match="order"):
+        to_haar_map(x.view(1, 4, 4, 4), 1, "mosaic", order=order, backend="numba")
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        x, A, B = torch.randn(1, 16, 4), -torch.ones(4, 2), torch.randn(1, 16, 2)
+        y = selective_scan(causal_conv1d(x, A, backend="numba"), x.abs(), A, B, B, backend="numba")
+        assert to_haar_map(y.view(1, 4, 4, 4), 1, "mosaic", backend="numba").isfinite().all()
 
 
 def test_a_job_knows_its_fields():

@@ -29,6 +29,7 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wavemamba.errors import ShapeError
 from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some, take_item
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
@@ -227,6 +228,20 @@ def rows(tensor: Tensor | None) -> tuple[int, int, int]:
 def contiguous(tensor: Tensor) -> Tensor:
     """A small tensor as contiguous float32."""
     return tensor.float().contiguous()
+
+
+def checked_order(order: Tensor | None, length: int) -> Tensor | None:
+    """A scan order as contiguous int64, its entries within bounds: a kernel would write wherever they point.
+
+    Raises:
+        ShapeError: an entry is not a row.
+    """
+    if order is None:
+        return None
+    low, high = torch.aminmax(order)
+    if low < 0 or high >= length:
+        raise ShapeError(f"order: expected a permutation of 0 .. {length - 1}, got entries {int(low)} .. {int(high)}")
+    return order.to(torch.int64).contiguous()
 
 
 def address(tensor: Tensor | None) -> int:

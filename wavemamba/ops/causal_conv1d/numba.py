@@ -13,6 +13,7 @@ from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
 from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
+    checked_order,
     contiguous,
     float_rows,
     launch,
@@ -30,7 +31,7 @@ class _Inputs:
         self.x, self.weight = float_rows(x), contiguous(weight)
         self.bias = None if bias is None else contiguous(bias)
         self.initial = None if initial_state is None else contiguous(initial_state)
-        self.order = None if order is None else order.contiguous()
+        self.order = checked_order(order, x.shape[1])
         self.items = x.shape[0] * -(-x.shape[2] // BLOCK)
 
     def fields(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from wavemamba.ops.backend import any_requires_grad
 from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
+    checked_order,
     contiguous,
     float_rows,
     launch,
@@ -69,7 +70,7 @@ class _Inputs:
         self.A, self.B, self.C = contiguous(A), contiguous(B), contiguous(C)
         self.D = None if D is None else contiguous(D)
         self.bias = None if delta_bias is None else contiguous(delta_bias)
-        self.order = None if order is None else order.contiguous()
+        self.order = checked_order(order, u.shape[1])
 
     def fields(self) -> dict[str, Any]:
         """As fields of a job, valid while this object lives."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.numba_autograd import Differentiable
-from wavemamba.ops.numba_runtime import address, float_rows, launch, rows
+from wavemamba.ops.numba_runtime import address, checked_order, float_rows, launch, rows
 from wavemamba.ops.scan_order import invert_permutation
 from wavemamba.ops.wavelet import numba_kernels as kernels
 
@@ -23,6 +23,7 @@ def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scal
     if source.stride(1) != width * source.stride(2):
         source = source.contiguous()
     target = torch.empty(x.shape, dtype=torch.float32)
+    order = checked_order(order, height * width)
     steps = None if order is None else invert_permutation(order)
     job = kernels.JOB.fill(
         batch * (height // side) * (width // side),
