@@ -13,8 +13,10 @@ from torch import Tensor
 from wavemamba.ops.triton_runtime import expect_indexable, invert_order, launch, tile_width
 from wavemamba.ops.wavelet.triton_kernels import haar_map
 
-TILE = {0: 1024, 1: 1024, 2: 512, 3: 128}
-"""Channels times cells of a program by level: 32 to 64 values a thread, of which 4**levels are one channel's."""
+CHANNELS_PER_THREAD = {0: 8, 1: 8, 2: 4, 3: 1}
+"""By level: a thread holds 4**levels values of each of its channels, 64 at most."""
+WIDEST = {0: 512, 1: 512, 2: 512, 3: 128}
+"""Most channels of a program, by level."""
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -32,13 +34,12 @@ def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: 
     length, side = height * width, 2**levels
     expect_indexable(length)
     rows = _flat(x)
-    cells = length // side**2
     turned = layout == "channel" and levels > 0 and channels % side**2 == 0
-    block = max(tile_width(channels, TILE[levels]), side**2 if turned else 1)
-    group = max(1, TILE[levels] // block)
+    block = max(tile_width(channels, WIDEST[levels]), side**2 if turned else 1)
+    warps = min(4, max(1, block // (32 * CHANNELS_PER_THREAD[levels])))
     launch(
         haar_map,
-        batch * -(-cells // group) * -(-channels // block),
+        batch * (length // side**2) * -(-channels // block),
         x,
         rows,
         y,
@@ -46,15 +47,14 @@ def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: 
         scale * 0.5**levels,
         length,
         width,
-        cells,
         channels,
         *rows.stride()[:2],
         LEVELS=levels,
         LAYOUT=layout,
         INVERSE=inverse,
         TURNED=turned,
-        CELLS=group,
         BLOCK=block,
+        warps=warps,
         WIDE=length * max(rows.stride(1), channels) >= 2**31,
     )
     return y

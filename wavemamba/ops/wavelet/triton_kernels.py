@@ -2,11 +2,11 @@
 # Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
 """The Triton kernel of the Haar packet map: one read and one write, whatever the levels, layout and order.
 
-A program holds all pixels of a few cells for a block of channels, splits (or merges) them in registers, and writes
-every value to its place on the other side. The map's rows are found through the inverse of the order. In the "channel"
-layout neighbouring channels of a band belong to different tokens: the tile's channels are then numbered
-(channel of the token, token of the cell), and the compiler turns the tile in shared memory so that both sides are
-read and written in runs.
+A program holds all pixels of one cell for a block of channels, splits (or merges) them in registers, and writes every
+value to its place on the other side. The map's rows are found through the inverse of the order. In the "channel" layout
+neighbouring channels of a band belong to different tokens: the block's channels are then numbered (channel of the
+token, token of the cell), and the compiler turns the block in shared memory so that both sides are read and written in
+runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-OPAQUE = ["length", "width", "cells"]
+OPAQUE = ["length", "width"]
 """Arguments that must not choose another compilation."""
 
 
@@ -67,7 +67,6 @@ def _map_place(
     channels,
     row_stride,
     inverse_order,
-    mask,
     SIDE: tl.constexpr,
     LAYOUT: tl.constexpr,
     TURNED: tl.constexpr,
@@ -81,7 +80,7 @@ def _map_place(
         token = (h * SIDE + k // SIDE) * width + w * SIDE + k % SIDE
         channel = c
     elif TURNED:
-        inside = tl.arange(0, SIDE * SIDE)[None, None, :]
+        inside = tl.arange(0, SIDE * SIDE)[None, :]
         token = (h * SIDE + inside // SIDE) * width + w * SIDE + inside % SIDE
         channel = k * (channels // (SIDE * SIDE)) + turned
     else:
@@ -90,10 +89,10 @@ def _map_place(
         token = (h * SIDE + inside // SIDE) * width + w * SIDE + inside % SIDE
         channel = flat // (SIDE * SIDE)
     if inverse_order is not None:
-        row = tl.load(inverse_order + token, mask=mask, other=0)
+        row = tl.load(inverse_order + token)
         row = row if WIDE else row.to(tl.int32)
     else:
-        row = token.to(tl.int64) if WIDE else token
+        row = tl.cast(token, tl.int64) if WIDE else token
     return row * row_stride + channel
 
 
@@ -105,7 +104,6 @@ def haar_map(
     factor,
     length,
     width,
-    cells,
     channels,
     x_b,
     x_l,
@@ -113,7 +111,6 @@ def haar_map(
     LAYOUT: tl.constexpr,
     INVERSE: tl.constexpr,
     TURNED: tl.constexpr,
-    CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -123,16 +120,16 @@ def haar_map(
     blocks = tl.cdiv(channels, BLOCK)
     program = tl.program_id(0)
     block = program % blocks
-    groups = tl.cdiv(cells, CELLS)
-    cell = (program // blocks % groups) * CELLS + tl.arange(0, CELLS)[:, None, None]
-    batch = (program // blocks // groups).to(tl.int64)
-    turned = block * (BLOCK // RUN) + tl.arange(0, BLOCK // RUN)[None, :, None]
-    c = turned * RUN + tl.arange(0, RUN)[None, None, :]
-    mask = (cell < cells) & (c < channels)
+    rows = length // width
     cells_wide = width // SIDE
+    cells = rows // SIDE * cells_wide
+    cell = program // blocks % cells
+    batch = (program // blocks // cells).to(tl.int64)
     h = cell // cells_wide
     w = cell % cells_wide
-    rows = length // width
+    turned = block * (BLOCK // RUN) + tl.arange(0, BLOCK // RUN)[:, None]
+    c = turned * RUN + tl.arange(0, RUN)[None, :]
+    mask = c < channels
     x += batch * x_b
     y += batch * length * channels
     corner = h * SIDE * width + w * SIDE
@@ -142,9 +139,7 @@ def haar_map(
     v = ()
     if INVERSE:
         for k in tl.static_range(SIDE * SIDE):
-            place = _map_place(
-                k, h, w, c, turned, width, rows, channels, x_l, inverse_order, mask, SIDE, LAYOUT, TURNED, WIDE
-            )
+            place = _map_place(k, h, w, c, turned, width, rows, channels, x_l, inverse_order, SIDE, LAYOUT, TURNED, WIDE)
             v = v + (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * factor,)
         for level in tl.static_range(LEVELS):
             v = _merge(v, 1 << (2 * (LEVELS - 1 - level)), 2 << level)
@@ -159,6 +154,6 @@ def haar_map(
             v = _split(v, 1 << (2 * level), SIDE >> level)
         for k in tl.static_range(SIDE * SIDE):
             place = _map_place(
-                k, h, w, c, turned, width, rows, channels, channels, inverse_order, mask, SIDE, LAYOUT, TURNED, WIDE
+                k, h, w, c, turned, width, rows, channels, channels, inverse_order, SIDE, LAYOUT, TURNED, WIDE
             )
             tl.store(y + place, (v[k] * factor).to(y.dtype.element_ty), mask=mask)
