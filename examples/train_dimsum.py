@@ -230,6 +230,7 @@ class Run:
 
     def export(self) -> None:
         """Write model/: the averaged weights, the model's config, and what sampling has to know."""
+        self.check_finite()
         weights = self.state.averaged_weights()
         if self.main:
             model = self.build_model()
