@@ -261,3 +261,16 @@ def test_fixed_steps_never_wait_for_the_device(solver: str) -> None:
         sample_ode(lambda x, t: -x * t.view(-1, 1, 1), noise, Objective("gvp", "noise"), solver=solver, steps=4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "bosh3"])
+def test_a_nearly_flat_field_is_never_asked_beyond_the_end(solver):
+    times = []
+
+    def model(x, t):
+        times.append(t)
+        return torch.full_like(x, 1e-5)
+
+    sample_ode(model, torch.ones(2, 3), Objective("gvp"), solver=solver, overshoot=False)
+    assert min(t.min() for t in times) >= 0
+    assert max(t.max() for t in times) <= 1

@@ -126,6 +126,11 @@ def _fixed(
     return x, SampleInfo(name, steps, steps * len(method.nodes), 0, start, end)
 
 
+def _within(field: Dynamics, first: float, last: float) -> Dynamics:
+    # torchdiffeq's probe for a first step goes as far as the slope is flat, beyond the end where it is nearly zero.
+    return lambda t, x: field(t.clamp(first, last), x)
+
+
 class _Traced:
     """The right-hand side as torchdiffeq wants it: a scalar time, and its hooks as attributes."""
 
@@ -169,6 +174,8 @@ def _torchdiffeq(
     from torchdiffeq import odeint
 
     multistep = name in MULTISTEP
+    if not overshoot:
+        field = _within(field, *sorted((start, end)))
     traced = _Traced(field, name, steps if multistep else None, callback)
     if multistep:
         # A grid of its own: given as output times, every state on it would be kept.
