@@ -31,14 +31,14 @@ from sklearn.svm import SVC
 from wavemamba import WavemambaError
 from wavemamba import training as wt
 
-STEPS = 1500
+STEPS = 1200
 TRAINING = [
     *("--data=digits", "--model=dimsum_tiny"),
     *("--set", "dim=64", "depth=4", "attention_heads=4", "fusion_heads=4", "class_dropout=0.1"),
     *("--path=gvp", "--prediction=velocity", "--batch-size=128", "--clip=2", "--ema=0.998"),
     *("--lr=2e-3", "--schedule=cosine", "--warmup=100", "--save-every=500", "--log-every=20"),
 ]
-OPTIONS = SamplingOptions(solver="heun", steps=25, guidance=1.25)
+OPTIONS = SamplingOptions(solver="heun", steps=25, guidance=1.5)
 OTHERS = {"euler 25": {"solver": "euler", "steps": 25}, "dopri5": {"solver": "dopri5"}}
 
 
