@@ -124,7 +124,7 @@ def test_import_is_light_and_warm_up_compiles():
     code = (
         "import sys, wavemamba.ops; assert 'numba' not in sys.modules;"
         "from wavemamba.ops.numba_warm_up import warm_up; warm_up();"
-        "assert 'wavemamba.ops.selective_scan.numba_kernels' in sys.modules"
+        "assert 'wavemamba.ops.selective_scan.numba_forward' in sys.modules"
     )
     assert run_python(code).stderr == ""
     warm_up()  # again: nothing happens

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.errors import ShapeError
-from wavemamba.ops.numba_simd import LANES, aligned, keep_alive, load_some, splat, store_some, take_item
+from wavemamba.ops.numba_memory import aligned, keep_alive, load_some, store_some
+from wavemamba.ops.numba_simd import LANES, splat, take_item
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
 """A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
@@ -58,11 +59,11 @@ def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
 
     numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only; where
     that is read-only too, the kernel is compiled in every process. numba looks only at the function's own file to see
-    whether the code is stale, so the other files that it is inlined from are made part of its name.
+    whether the code is stale, so the files that it is inlined from are made part of its name.
     """
 
     def compile_kernel(function: Callable[..., None]) -> Any:
-        function.__qualname__ = f"{function.__name__}_{_sources_digest():08x}"
+        function.__qualname__ = f"{function.__name__}_{_sources_digest(Path(function.__code__.co_filename).parent):08x}"
         try:
             return cfunc(job.signature, cache=True, error_model="numpy")(function)
         except RuntimeError as error:
@@ -74,10 +75,10 @@ def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
 
 
 @functools.cache
-def _sources_digest() -> int:
+def _sources_digest(folder: Path) -> int:
     digest = 0
-    for name in ("numba_simd.py", "numba_math.py", "numba_runtime.py"):
-        digest = zlib.crc32(Path(__file__).with_name(name).read_bytes(), digest)
+    for path in sorted({*Path(__file__).parent.glob("numba_*.py"), *folder.glob("numba_*.py")}):
+        digest = zlib.crc32(path.read_bytes(), digest)
     return digest
 
 

@@ -10,25 +10,19 @@ import numpy as np
 from numba.np.numpy_support import carray
 
 from wavemamba.ops.numba_math import sigmoid
-from wavemamba.ops.numba_runtime import ROWS, Job, kernel
-from wavemamba.ops.numba_simd import (
-    LANES,
-    VECTOR_BYTES,
+from wavemamba.ops.numba_memory import (
     aligned,
-    inline,
     keep_alive,
-    load,
     load_matrix,
     load_some,
     load_vector,
     row_address,
-    splat,
     step_row,
-    store,
     store_matrix,
     store_some,
-    take_item,
 )
+from wavemamba.ops.numba_runtime import ROWS, Job, kernel
+from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, inline, load, splat, store, take_item
 
 BLOCK = 128
 _ROW = 4 * BLOCK  # bytes of one step in the scratch memory

@@ -20,8 +20,9 @@ from wavemamba.ops.numba_runtime import (
     sum_slices,
 )
 from wavemamba.ops.numba_simd import LANES
-from wavemamba.ops.selective_scan import numba_kernels as kernels
-from wavemamba.ops.selective_scan.numba_kernels import BLOCK, CHUNK
+from wavemamba.ops.selective_scan.numba_backward import backward
+from wavemamba.ops.selective_scan.numba_forward import forward
+from wavemamba.ops.selective_scan.numba_job import BACKWARD, BLOCK, CHUNK, FORWARD
 
 
 def _sizes(u: Tensor, B: Tensor) -> dict[str, int]:
@@ -100,7 +101,7 @@ def _scan_op(
     y = torch.empty(u.shape, dtype=torch.float32)
     last = torch.empty(u.shape[0], *A.shape, dtype=torch.float32)
     kept = torch.empty(_kept_shape(sizes, keep), dtype=torch.float32)
-    job = kernels.FORWARD.fill(
+    job = FORWARD.fill(
         _items(sizes),
         **sizes,
         **inputs.fields(),
@@ -110,7 +111,7 @@ def _scan_op(
         last=last.data_ptr(),
         checkpoints=kept.data_ptr() if keep else 0,
     )
-    launch(kernels.forward, job)
+    launch(forward, job)
     return y.to(u.dtype), last, kept
 
 
@@ -151,7 +152,7 @@ def _scan_backward_op(
     dA, dinitial = new(batch, *A.shape), new(batch, *A.shape)
     dB, dC = new(sizes["blocks"], *B.shape), new(sizes["blocks"], *B.shape)
     dD, dbias = new(batch, width), new(batch, width)
-    job = kernels.BACKWARD.fill(
+    job = BACKWARD.fill(
         _items(sizes),
         **sizes,
         **inputs.fields(),
@@ -169,7 +170,7 @@ def _scan_backward_op(
         dbias=dbias.data_ptr(),
         dinitial=dinitial.data_ptr(),
     )
-    launch(kernels.backward, job)
+    launch(backward, job)
     gradients = (du, ddelta, *map(sum_slices, (dA, dB, dC, dD)), dz, sum_slices(dbias), dinitial)
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     return tuple(  # type: ignore[return-value]  # mypy does not count the nine

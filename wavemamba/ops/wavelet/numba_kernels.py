@@ -11,24 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from wavemamba.ops.numba_memory import aligned, keep_alive, load_some, row_address, step_row, store_some
 from wavemamba.ops.numba_runtime import ROWS, Job, kernel
-from wavemamba.ops.numba_simd import (
-    LANES,
-    VECTOR_BYTES,
-    aligned,
-    get_float,
-    inline,
-    keep_alive,
-    load,
-    load_some,
-    put_float,
-    row_address,
-    splat,
-    step_row,
-    store,
-    store_some,
-    take_item,
-)
+from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, get_float, inline, load, put_float, splat, store, take_item
 
 CHANNEL, INTERLEAVED, MOSAIC = range(3)
 

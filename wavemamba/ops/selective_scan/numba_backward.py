@@ -1,164 +1,37 @@
-"""The numba loops of the selective scan: channels in vector lanes, states one after the other, steps innermost.
-
-A work item is a block of up to `BLOCK` channels of one batch element and group. It walks the sequence in chunks of
-`CHUNK` steps; inside a chunk, `LANES` channels at a time, the states of two n stay in registers over all steps (two, to
-halve the loads of what they share; an odd N is filled up with a state of zeros), and what the steps share (step size,
-input, output) stays in the first-level cache over all n. The forward pass keeps the
-state at the start of every chunk; the backward pass recomputes the others from it, chunk by chunk from the end.
-
-Items do not depend on each other nor on the number of threads, and what they sum over channels or batch they write to
-places of their own, so that results are reproducible.
-"""
+"""The numba loop of the gradients of the selective scan; `numba_job` tells how it goes through the work."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_math import LN_2, LOG2_E, exp2_product, sigmoid, softplus, softplus_and_slope
-from wavemamba.ops.numba_runtime import ROWS, Job, kernel
-from wavemamba.ops.numba_simd import (
-    LANES,
-    VECTOR_BYTES,
+from wavemamba.ops.numba_math import LN_2, LOG2_E, exp2_product, sigmoid, softplus_and_slope
+from wavemamba.ops.numba_memory import (
     aligned,
-    broadcast,
-    fold,
-    get_float,
-    inline,
     keep_alive,
-    load,
     load_matrix,
     load_some,
     load_vector,
-    put_float,
     row_address,
-    splat,
     step_row,
-    store,
     store_matrix,
     store_some,
+)
+from wavemamba.ops.numba_runtime import kernel
+from wavemamba.ops.numba_simd import (
+    LANES,
+    VECTOR_BYTES,
+    broadcast,
+    fold,
+    get_float,
+    load,
+    put_float,
+    splat,
+    store,
     sum_half,
     take_item,
 )
-
-CHUNK = 32
-BLOCK = 128
-_STEPS = CHUNK * VECTOR_BYTES  # bytes of one vector a step
-
-_SIZES = {
-    "batches": np.int64,
-    "length": np.int64,
-    "width": np.int64,  # channels of one group
-    "groups": np.int64,
-    "states": np.int64,
-    "block": np.int64,  # channels of a work item, a multiple of LANES
-    "blocks": np.int64,  # work items in a group
-    "softplus": np.int64,
-}
-_INPUTS = {"u": ROWS, "delta": ROWS, "z": ROWS} | dict.fromkeys(("A", "B", "C", "D", "bias", "order"), np.int64)
-FORWARD = Job(**_SIZES, **_INPUTS, initial=np.int64, y=ROWS, last=np.int64, checkpoints=np.int64)
-BACKWARD = Job(
-    **_SIZES,
-    **_INPUTS,
-    checkpoints=np.int64,
-    dy=ROWS,
-    dlast=np.int64,
-    du=ROWS,
-    ddelta=ROWS,
-    dz=ROWS,
-    **dict.fromkeys(("dA", "dB", "dC", "dD", "dbias", "dinitial"), np.int64),
-)
-
-
-@inline
-def _load_projections(source, target, job, b, g, first, steps, padded):  # type: ignore[no-untyped-def]  # numba infers
-    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to a (padded, CHUNK) tile."""
-    for k in range(steps):
-        row = step_row(job.order, first + k)
-        at = source + 4 * ((b * job.length + row) * job.groups + g) * job.states
-        for n in range(job.states):
-            put_float(target + 4 * (n * CHUNK + k), get_float(at + 4 * n))
-        for n in range(job.states, padded):
-            put_float(target + 4 * (n * CHUNK + k), np.float32(0.0))
-
-
-@kernel(FORWARD)
-def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    """Scan; addresses are 0 where there is no such tensor, `checkpoints` also where none are to be kept."""
-    jobs = carray(pointer, 1)
-    job = jobs[0]
-    states, block, length, order = job.states, job.block, job.length, job.order
-    N = states + states % 2
-    chunks = (length + CHUNK - 1) // CHUNK
-    tile = 4 * N * block
-    buffer = np.empty((2 * tile + 8 * N * CHUNK + 3 * _STEPS + 2 * VECTOR_BYTES) // 4, np.float32)
-    decays = aligned(buffer)
-    state = decays + tile
-    d_row = state + tile
-    x_row = d_row + _STEPS
-    y_row = x_row + _STEPS
-    spare = y_row + _STEPS
-    B_tile = spare + VECTOR_BYTES
-    C_tile = B_tile + 4 * N * CHUNK
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        s = item % job.blocks
-        g = item // job.blocks % job.groups
-        b = item // (job.blocks * job.groups)
-        channels = min(block, job.width - s * block)
-        first_channel = g * job.width + s * block
-        state_offset = 4 * (b * job.groups * job.width + first_channel) * states
-        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
-        load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, states, block, N, 1.0)
-        for chunk in range(chunks):
-            first = chunk * CHUNK
-            steps = min(CHUNK, length - first)
-            kept = 0 if job.checkpoints == 0 else job.checkpoints + (item * chunks + chunk) * tile
-            _load_projections(job.B, B_tile, job, b, g, first, steps, N)
-            _load_projections(job.C, C_tile, job, b, g, first, steps, N)
-            for j in range(0, channels, LANES):
-                channel = first_channel + j
-                count = channels - j
-                bias_e = load_vector(job.bias, channel, count, spare)
-                D_e = load_vector(job.D, channel, count, spare)
-                for k in range(steps):
-                    row = step_row(order, first + k)
-                    at = k * VECTOR_BYTES
-                    d = load_some(row_address(job.delta, b, row) + 4 * channel, count, spare) + bias_e
-                    if job.softplus != 0:
-                        d = softplus(d)
-                    x = load_some(row_address(job.u, b, row) + 4 * channel, count, spare)
-                    store(d_row + at, d)
-                    store(x_row + at, d * x)
-                    store(y_row + at, D_e * x)
-                for n in range(0, N, 2):
-                    cell = 4 * (n * block + j)
-                    rate, rate_next = load(decays + cell), load(decays + cell + 4 * block)
-                    h, h_next = load(state + cell), load(state + cell + 4 * block)
-                    if kept != 0:
-                        store(kept + cell, h)
-                        store(kept + cell + 4 * block, h_next)
-                    for k in range(steps):
-                        at = k * VECTOR_BYTES
-                        scalar = 4 * (n * CHUNK + k)
-                        d, x = load(d_row + at), load(x_row + at)
-                        h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
-                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
-                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
-                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
-                    store(state + cell, h)
-                    store(state + cell + 4 * block, h_next)
-                for k in range(steps):
-                    row = step_row(order, first + k)
-                    out = load(y_row + k * VECTOR_BYTES)
-                    if job.z.address != 0:
-                        gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
-                        out = out * (gate * sigmoid(gate))
-                    store_some(row_address(job.y, b, row) + 4 * channel, out, count, spare)
-        store_matrix(state, job.last + state_offset, channels, states, block)
-    keep_alive(buffer)
+from wavemamba.ops.selective_scan.numba_job import BACKWARD, CHUNK, STEPS, load_projections
 
 
 @kernel(BACKWARD)
@@ -174,27 +47,27 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    buffer = np.empty((3 * tile + (N + 14) * _STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES) // 4, np.float32)
+    buffer = np.empty((3 * tile + (N + 14) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES) // 4, np.float32)
     decays = aligned(buffer)
     adjoint = decays + tile
     dA_tile = adjoint + tile
     sums = dA_tile + tile  # over channels, folded: dB in the lower half of the lanes, dC in the upper
-    dD_sums = sums + N * _STEPS
+    dD_sums = sums + N * STEPS
     dbias_sums = dD_sums + 4 * block
     d_row = dbias_sums + 4 * block
-    x_row = d_row + _STEPS
-    dy_row = x_row + _STEPS
-    y_row = dy_row + _STEPS
-    dd_row = y_row + _STEPS
-    dx_row = dd_row + _STEPS
-    a_row = dx_row + _STEPS
-    a_next_row = a_row + _STEPS
-    h_row = a_next_row + _STEPS  # one vector more than the others: the state before the chunk
-    h_next_row = h_row + _STEPS + VECTOR_BYTES
-    u_row = h_next_row + _STEPS + VECTOR_BYTES
-    slope_row = u_row + _STEPS
-    dgate_row = slope_row + _STEPS
-    spare = dgate_row + _STEPS
+    x_row = d_row + STEPS
+    dy_row = x_row + STEPS
+    y_row = dy_row + STEPS
+    dd_row = y_row + STEPS
+    dx_row = dd_row + STEPS
+    a_row = dx_row + STEPS
+    a_next_row = a_row + STEPS
+    h_row = a_next_row + STEPS  # one vector more than the others: the state before the chunk
+    h_next_row = h_row + STEPS + VECTOR_BYTES
+    u_row = h_next_row + STEPS + VECTOR_BYTES
+    slope_row = u_row + STEPS
+    dgate_row = slope_row + STEPS
+    spare = dgate_row + STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
     while True:
@@ -218,9 +91,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
             kept = job.checkpoints + (item * chunks + chunk) * tile
-            _load_projections(job.B, B_tile, job, b, g, first, steps, N)
-            _load_projections(job.C, C_tile, job, b, g, first, steps, N)
-            for at in range(0, N * _STEPS, VECTOR_BYTES):
+            load_projections(job.B, B_tile, job, b, g, first, steps, N)
+            load_projections(job.C, C_tile, job, b, g, first, steps, N)
+            for at in range(0, N * STEPS, VECTOR_BYTES):
                 store(sums + at, splat(0.0))
             for j in range(0, channels, LANES):
                 channel = first_channel + j
@@ -275,12 +148,12 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                         k = steps - 1 - back
                         at = k * VECTOR_BYTES
                         scalar = 4 * (n * CHUNK + k)
-                        here = n * _STEPS + at
+                        here = n * STEPS + at
                         out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
                         grad = grad + out * broadcast(C_tile + scalar)
                         grad_next = grad_next + out * broadcast(C_tile + scalar + 4 * CHUNK)
                         store(sums + here, load(sums + here) + fold(grad * x, h * out))
-                        here += _STEPS
+                        here += STEPS
                         store(sums + here, load(sums + here) + fold(grad_next * x, h_next * out))
                         dx = load(dx_row + at) + grad * broadcast(B_tile + scalar)
                         store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4 * CHUNK))
@@ -316,7 +189,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 row = step_row(order, first + k)
                 at = 4 * (((s * job.batches + b) * length + row) * job.groups + g) * states
                 for n in range(states):
-                    total = load(sums + n * _STEPS + k * VECTOR_BYTES)
+                    total = load(sums + n * STEPS + k * VECTOR_BYTES)
                     put_float(job.dB + at + 4 * n, sum_half(total, 0))
                     put_float(job.dC + at + 4 * n, sum_half(total, 1))
         store_matrix(dA_tile, job.dA + vector_offset * states, channels, states, block)

@@ -1,0 +1,101 @@
+"""The numba loop of the selective scan; `numba_job` tells how it goes through the work."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.np.numpy_support import carray
+
+from wavemamba.ops.numba_math import LOG2_E, exp2_product, sigmoid, softplus
+from wavemamba.ops.numba_memory import (
+    aligned,
+    keep_alive,
+    load_matrix,
+    load_some,
+    load_vector,
+    row_address,
+    step_row,
+    store_matrix,
+    store_some,
+)
+from wavemamba.ops.numba_runtime import kernel
+from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, broadcast, load, store, take_item
+from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, STEPS, load_projections
+
+
+@kernel(FORWARD)
+def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Scan; addresses are 0 where there is no such tensor, `checkpoints` also where none are to be kept."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    states, block, length, order = job.states, job.block, job.length, job.order
+    N = states + states % 2
+    chunks = (length + CHUNK - 1) // CHUNK
+    tile = 4 * N * block
+    buffer = np.empty((2 * tile + 8 * N * CHUNK + 3 * STEPS + 2 * VECTOR_BYTES) // 4, np.float32)
+    decays = aligned(buffer)
+    state = decays + tile
+    d_row = state + tile
+    x_row = d_row + STEPS
+    y_row = x_row + STEPS
+    spare = y_row + STEPS
+    B_tile = spare + VECTOR_BYTES
+    C_tile = B_tile + 4 * N * CHUNK
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        s = item % job.blocks
+        g = item // job.blocks % job.groups
+        b = item // (job.blocks * job.groups)
+        channels = min(block, job.width - s * block)
+        first_channel = g * job.width + s * block
+        state_offset = 4 * (b * job.groups * job.width + first_channel) * states
+        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
+        load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, states, block, N, 1.0)
+        for chunk in range(chunks):
+            first = chunk * CHUNK
+            steps = min(CHUNK, length - first)
+            kept = 0 if job.checkpoints == 0 else job.checkpoints + (item * chunks + chunk) * tile
+            load_projections(job.B, B_tile, job, b, g, first, steps, N)
+            load_projections(job.C, C_tile, job, b, g, first, steps, N)
+            for j in range(0, channels, LANES):
+                channel = first_channel + j
+                count = channels - j
+                bias_e = load_vector(job.bias, channel, count, spare)
+                D_e = load_vector(job.D, channel, count, spare)
+                for k in range(steps):
+                    row = step_row(order, first + k)
+                    at = k * VECTOR_BYTES
+                    d = load_some(row_address(job.delta, b, row) + 4 * channel, count, spare) + bias_e
+                    if job.softplus != 0:
+                        d = softplus(d)
+                    x = load_some(row_address(job.u, b, row) + 4 * channel, count, spare)
+                    store(d_row + at, d)
+                    store(x_row + at, d * x)
+                    store(y_row + at, D_e * x)
+                for n in range(0, N, 2):
+                    cell = 4 * (n * block + j)
+                    rate, rate_next = load(decays + cell), load(decays + cell + 4 * block)
+                    h, h_next = load(state + cell), load(state + cell + 4 * block)
+                    if kept != 0:
+                        store(kept + cell, h)
+                        store(kept + cell + 4 * block, h_next)
+                    for k in range(steps):
+                        at = k * VECTOR_BYTES
+                        scalar = 4 * (n * CHUNK + k)
+                        d, x = load(d_row + at), load(x_row + at)
+                        h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
+                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
+                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
+                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
+                    store(state + cell, h)
+                    store(state + cell + 4 * block, h_next)
+                for k in range(steps):
+                    row = step_row(order, first + k)
+                    out = load(y_row + k * VECTOR_BYTES)
+                    if job.z.address != 0:
+                        gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
+                        out = out * (gate * sigmoid(gate))
+                    store_some(row_address(job.y, b, row) + 4 * channel, out, count, spare)
+        store_matrix(state, job.last + state_offset, channels, states, block)
+    keep_alive(buffer)

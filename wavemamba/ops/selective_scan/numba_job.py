@@ -1,0 +1,60 @@
+"""How the numba kernels cut a selective scan into work.
+
+Channels lie in vector lanes, states come one after the other, steps are innermost. A work item is a block of up to
+`BLOCK` channels of one batch element and group. It walks the sequence in chunks of `CHUNK` steps; inside a chunk,
+`LANES` channels at a time, the states of two n stay in registers over all steps (two, to halve the loads of what they
+share; an odd N is filled up with a state of zeros), and what the steps share (step size, input, output) stays in the
+first-level cache over all n. The forward pass keeps the state at the start of every chunk; the backward pass recomputes
+the others from it, chunk by chunk from the end.
+
+Items do not depend on each other nor on the number of threads, and what they sum over channels or batch they write to
+places of their own, so that results are reproducible.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wavemamba.ops.numba_memory import step_row
+from wavemamba.ops.numba_runtime import ROWS, Job
+from wavemamba.ops.numba_simd import VECTOR_BYTES, get_float, inline, put_float
+
+CHUNK = 32
+BLOCK = 128
+STEPS = CHUNK * VECTOR_BYTES  # bytes of one vector a step
+
+_SIZES = {
+    "batches": np.int64,
+    "length": np.int64,
+    "width": np.int64,  # channels of one group
+    "groups": np.int64,
+    "states": np.int64,
+    "block": np.int64,  # channels of a work item, a multiple of LANES
+    "blocks": np.int64,  # work items in a group
+    "softplus": np.int64,
+}
+_INPUTS = {"u": ROWS, "delta": ROWS, "z": ROWS} | dict.fromkeys(("A", "B", "C", "D", "bias", "order"), np.int64)
+FORWARD = Job(**_SIZES, **_INPUTS, initial=np.int64, y=ROWS, last=np.int64, checkpoints=np.int64)
+BACKWARD = Job(
+    **_SIZES,
+    **_INPUTS,
+    checkpoints=np.int64,
+    dy=ROWS,
+    dlast=np.int64,
+    du=ROWS,
+    ddelta=ROWS,
+    dz=ROWS,
+    **dict.fromkeys(("dA", "dB", "dC", "dD", "dbias", "dinitial"), np.int64),
+)
+
+
+@inline
+def load_projections(source, target, job, b, g, first, steps, padded):  # type: ignore[no-untyped-def]  # numba infers
+    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to a (padded, CHUNK) tile."""
+    for k in range(steps):
+        row = step_row(job.order, first + k)
+        at = source + 4 * ((b * job.length + row) * job.groups + g) * job.states
+        for n in range(job.states):
+            put_float(target + 4 * (n * CHUNK + k), get_float(at + 4 * n))
+        for n in range(job.states, padded):
+            put_float(target + 4 * (n * CHUNK + k), np.float32(0.0))
