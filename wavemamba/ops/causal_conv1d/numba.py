@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import numba_kernels as kernels
 from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
-from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
+from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
     checked_order,

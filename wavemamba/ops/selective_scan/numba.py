@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.backend import any_requires_grad
-from wavemamba.ops.numba_autograd import Differentiable, refuse_second_derivative
+from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
 from wavemamba.ops.numba_runtime import (
     address,
     checked_order,

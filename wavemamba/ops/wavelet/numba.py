@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.ops.numba_autograd import Differentiable
+from wavemamba.ops.differentiable import Differentiable
 from wavemamba.ops.numba_runtime import address, checked_order, float_rows, launch, rows
 from wavemamba.ops.scan_order import invert_permutation
 from wavemamba.ops.wavelet import numba_kernels as kernels

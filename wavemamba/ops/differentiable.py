@@ -1,4 +1,4 @@
-"""Gradients of the numba ops, in every way that PyTorch can ask for them."""
+"""Gradients of custom ops, in every way that PyTorch can ask for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Differentiable:
             return self.op(*inputs)
         if forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
             raise WavemambaError(
-                f"{self.name}: the numba kernel has no forward-mode derivative; compute it with backend='torch'"
+                f"{self.name}: its kernel has no forward-mode derivative; compute it with backend='torch'"
             )
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._function.apply(*inputs)
@@ -60,7 +60,7 @@ def refuse_second_derivative(name: str, op: Any) -> Differentiable:
 
     def refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         raise WavemambaError(
-            f"{name}: the numba kernel has no second derivative; compute it with backend='torch', which has"
+            f"{name}: its kernel has no second derivative; compute it with backend='torch', which has"
         )
 
     return Differentiable(name, op, lambda ctx, inputs, output: None, refuse)
