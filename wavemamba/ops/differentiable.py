@@ -59,8 +59,6 @@ def refuse_second_derivative(name: str, op: Any) -> Differentiable:
     """An op that is itself a gradient, and has none."""
 
     def refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        raise WavemambaError(
-            f"{name}: its kernel has no second derivative; compute it with backend='torch', which has"
-        )
+        raise WavemambaError(f"{name}: its kernel has no second derivative; compute it with backend='torch', which has")
 
     return Differentiable(name, op, lambda ctx, inputs, output: None, refuse)

@@ -1,22 +1,16 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
-"""What the Triton kernels of all ops share: elementary functions and how a kernel is launched."""
+"""How a Triton kernel is launched, and what the hosts of all ops share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from wavemamba.errors import ShapeError, WavemambaError
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from wavemamba.errors import ShapeError
+from wavemamba.ops.triton_math import invert
 
 LAUNCH = {"enable_fp_fusion": True}
 """Options of every launch: a product and a sum may become one fused instruction, whatever the release's default."""
@@ -24,42 +18,10 @@ LAUNCH = {"enable_fp_fusion": True}
 _LARGEST_GRID = 2**31 - 1
 
 
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), without overflow: exp2(inf) is inf and its reciprocal 0."""
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)) with a relative error of a few ulp everywhere, also where the result is tiny.
-
-    With w = exp(-|x|): max(x, 0) + log1p(w), and log1p(w) = 2 atanh(s), s = w / (2 + w) <= 1/3, by its series.
-    """
-    w = tl.exp2(-tl.abs(x) * LOG2E)
-    s = w / (2.0 + w)
-    q = s * s
-    series = 2.0 / 13
-    series = series * q + 2.0 / 11
-    series = series * q + 2.0 / 9
-    series = series * q + 2.0 / 7
-    series = series * q + 2.0 / 5
-    series = series * q + 2.0 / 3
-    series = series * q + 2.0
-    return tl.maximum(x, 0.0) + s * series
-
-
-@triton.jit
-def _invert_kernel(order, inverse, length, BLOCK: tl.constexpr):
-    step = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.load(order + step, mask=step < length, other=0)
-    tl.store(inverse + token, step, mask=step < length)
-
-
 def invert_order(order: Tensor) -> Tensor:
     """The inverse of a permutation in one launch: `inverse[order[l]] = l`, (L,) int64."""
     inverse = torch.empty_like(order, memory_format=torch.contiguous_format)
-    launch(_invert_kernel, -(-order.shape[0] // 1024), order, order.contiguous(), inverse, order.shape[0], BLOCK=1024)
+    launch(invert, -(-order.shape[0] // 1024), order, order.contiguous(), inverse, order.shape[0], BLOCK=1024)
     return inverse
 
 
@@ -112,14 +74,3 @@ def expect_indexable(length: int) -> None:
     """Refuse sequences whose rows do not fit the kernels' 32-bit row numbers."""
     if length > _LARGEST_GRID:
         raise ShapeError(f"length: expected at most {_LARGEST_GRID:,} steps, got {length:,}; split the sequence")
-
-
-def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
-    """An autograd formula for an op that is itself a gradient."""
-
-    def refuse(ctx: Any, *gradients: Any) -> NoReturn:
-        raise WavemambaError(
-            f"{op}: the triton kernel has no second derivative; compute it with backend='torch', which has"
-        )
-
-    return refuse

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import triton_kernels as kernels
+from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
 from wavemamba.ops.triton_runtime import (
     dense_rows,
     expect_indexable,
     launch,
-    refuse_second_derivative,
     rows_of,
     tile_width,
 )
@@ -34,7 +34,7 @@ def _wide(channels: int, *tensors: Tensor) -> bool:
 
 
 @torch.library.custom_op("wavemamba::causal_conv1d_triton", mutates_args=())
-def _conv(
+def _conv_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
     batch, length, channels = x.shape
@@ -67,13 +67,13 @@ def _conv(
     return y
 
 
-@_conv.register_fake
+@_conv_op.register_fake
 def _(x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("wavemamba::causal_conv1d_triton_backward", mutates_args=())
-def _conv_backward(
+def _conv_backward_op(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -81,7 +81,7 @@ def _conv_backward(
     silu: bool,
     initial_state: Tensor | None,
     order: Tensor | None,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, initial_state; empty where there is no such input."""
     batch, length, channels = x.shape
     width = weight.shape[1]
@@ -125,16 +125,16 @@ def _conv_backward(
     )
     gradients = (dx, dweight.sum(0).T, None if dbias is None else dbias.sum(0), dinitial)
     given = (x, weight, bias, initial_state)
-    return [
+    return tuple(  # type: ignore[return-value]  # mypy does not count the four
         new(0) if tensor is None or gradient is None else gradient.to(tensor.dtype).contiguous()
         for tensor, gradient in zip(given, gradients, strict=True)
-    ]
+    )
 
 
-@_conv_backward.register_fake
+@_conv_backward_op.register_fake
 def _(dy, x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     given = (x, weight, bias, initial_state)
-    return [x.new_empty(0) if t is None else t.new_empty(t.shape) for t in given]
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in given)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,8 +156,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_conv.register_autograd(_gradients, setup_context=_setup_context)
-_conv_backward.register_autograd(refuse_second_derivative("causal_conv1d"))
+_conv = Differentiable("causal_conv1d", _conv_op, _setup_context, _gradients)
+_conv_backward = refuse_second_derivative("causal_conv1d", _conv_backward_op)
 
 
 def run(

@@ -1,5 +1,5 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+# mypy: ignore-errors
+# Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
 """The Triton kernels of the causal convolution; memory bounds both, so both read and write everything about once.
 
 The forward kernel computes a tile of (steps, channels) and reads each tap's rows: all but the first reading of a row
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wavemamba.ops.triton_runtime import sigmoid
+from wavemamba.ops.triton_math import sigmoid
 
 OPAQUE = ["length", "first_step"]
 """Arguments that must not choose another compilation."""
@@ -52,7 +52,7 @@ def forward(
     SILU: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """y (B, L, E) for one tile of STEPS steps and BLOCK channels."""
+    """The output y (B, L, E) for one tile of STEPS steps and BLOCK channels."""
     blocks = tl.cdiv(channels, BLOCK)
     tiles = tl.cdiv(length, STEPS)
     program = tl.program_id(0)
@@ -155,9 +155,7 @@ def backward(
         taps = taps + (tl.load(weight + e * weight_e + k * weight_k, mask=valid, other=0.0).to(tl.float32),)
         tap_sums = tap_sums + (tl.zeros((BLOCK,), tl.float32),)
         slopes = slopes + (tl.zeros((BLOCK,), tl.float32),)
-        inputs = inputs + (
-            _input(x, initial, order, begin - WIDTH + k, e, valid, length, x_l, initial_l, WIDTH, WIDE),
-        )
+        inputs = inputs + (_input(x, initial, order, begin - WIDTH + k, e, valid, length, x_l, initial_l, WIDTH, WIDE),)
     for first in range(begin, end + WIDTH - 1, STEPS):
         news = ()
         dys = ()

@@ -1,5 +1,5 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+# mypy: ignore-errors
+# Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
 """The Triton kernel of the selective scan's gradients; `triton_kernels` says how the work is laid out and why."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
-from wavemamba.ops.triton_runtime import LN2, LOG2E, sigmoid
+from wavemamba.ops.triton_math import LN2, LOG2E, sigmoid
 
 
 @triton.jit
@@ -183,8 +183,9 @@ def backward(
     dC_l = sum_e h_l dy_l,  dB_l = sum_e g_l d_l u_l,  du_l = d_l sum_n g_l B_l + D dy_l,
     dd_l = sum_n q_l A + u_l sum_n g_l B_l,  dA = sum_l q_l d_l,  dD = sum_l u_l dy_l,  dh_{-1} = a_0 g_0.
 
-    Shapes: A (N, E); dlast, what reaches a segment from its right, (B, segments, N, E); kept (B, chunks, programs,
-    N, BLOCK); scratch (programs, CHUNK / STEPS, N, BLOCK); dB, dC (blocks of channels, B, L, groups, N); dA (B, segments, N, E); dD, dbias (B, segments, E); dinitial (B, N, E).
+    Shapes: A (N, E); dlast, what reaches a segment from its right, (B, segments, N, E); kept (B, chunks, programs, N,
+    BLOCK); scratch (programs, CHUNK / STEPS, N, BLOCK); dB, dC (blocks of channels, B, L, groups, N);
+    dA (B, segments, N, E); dD, dbias (B, segments, E); dinitial (B, N, E).
     """
     batch, segment, group, block, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
     width = groups * per_group
@@ -262,7 +263,7 @@ def backward(
             dz,
             dB,
             dC,
-                    dy_l,
+            dy_l,
             u_l,
             delta_l,
             z_l,

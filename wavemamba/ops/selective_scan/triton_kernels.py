@@ -1,5 +1,5 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+# mypy: ignore-errors
+# Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
 """The Triton kernels of the selective scan.
 
 A program is one warp. It owns BLOCK neighbouring channels of one batch element, of one group, and of one segment of the
@@ -9,18 +9,19 @@ reads and writes row `order[l]`, so that a permutation is no more than a row num
 
 What bounds the forward pass is the special-function unit (one exp2 for each state and step, 16 a clock and
 multiprocessor), then the number of instructions; memory comes third. Hence: A is scaled by log2(e) once; the loads of
-STEPS steps are issued together before the first is used, as later loads cannot pass the stores; B and C come in float32
-(their conversion would cost every channel again what it costs once outside); and all states of a channel lie in one
-thread, so that nothing is reduced across threads. The compiler lays a tile out by what it knows of the addresses it
-loads: the strides `*_e` and `*_n` are kept from it (not specialised), which leaves the default, neighbouring channels in
-neighbouring threads.
+STEPS steps are issued together before the first is used, as later loads cannot pass the stores; steps inside the
+sequence have no masks; B and C come in float32 (their conversion would cost every channel again what it costs once
+outside); and all states of a channel lie in one thread, so that nothing is reduced across threads. The compiler lays a
+tile out as its loads and stores coalesce best. Tiles lie in memory with neighbouring channels side by side, but
+`shift`, a zero that the compiler does not know, hides that a thread could take four at once: it takes one.
 
 The backward pass needs the states again, last first, and registers cannot be indexed at run time. Of the ways to get
-them (an associative scan over a tile in time; every state through memory; recomputation) this one recomputes: the
-forward pass keeps the state at the start of every chunk; a program walks a chunk forward and leaves the state before
-every STEPS steps in a scratch which stays in the L2 cache, then takes these groups last first, unrolled, with the
-states and decays of STEPS steps in registers. The scan over a tile costs three times the arithmetic and more
-registers than there are, and every state through memory 8 bytes for each state and step.
+them (an associative scan over a tile in time; every state through memory; recomputation) it recomputes: the forward
+pass keeps the state at the start of every chunk; a program walks a chunk forward and leaves the state before every
+STEPS steps in a scratch that stays in the L2 cache, then takes these groups last first, unrolled, with the states of
+STEPS steps in registers. The scan over a tile costs three times the arithmetic and more registers than there are, and
+every state through memory 8 bytes for each state and step. Here four channels share a thread and four threads share a
+channel's states, so that the sums over channels and those over states both take few exchanges between threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wavemamba.ops.triton_runtime import LN2, LOG2E, sigmoid, softplus
+from wavemamba.ops.triton_math import LOG2E, sigmoid, softplus
 
 OPAQUE = ["length", "segments", "segment_length", "shift"]
 """Arguments that must not choose another compilation: sizes that vary, and a zero that hides an alignment."""
@@ -49,10 +50,7 @@ def row_of(order, l, end, MASKED: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def read(place, mask, MASKED: tl.constexpr):
     """Load as float32, zero where masked; a mask that is always true would cost a register set to zero."""
-    if MASKED:
-        value = tl.load(place, mask=mask, other=0.0)
-    else:
-        value = tl.load(place)
+    value = tl.load(place, mask=mask, other=0.0) if MASKED else tl.load(place)
     return value.to(tl.float32)
 
 
@@ -172,7 +170,8 @@ def forward(
     EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """y (B, L, E), the last state (B, N, E), and the states at the start of every chunk: kept (B, chunks, programs, N, BLOCK).
+    """The output y (B, L, E), the last state (B, N, E), and the state at the start of every chunk, kept (B, chunks,
+    programs, N, BLOCK).
 
     A is (N, E), start the state that enters each segment, (B, segments, N, E), both float32.
     """
@@ -203,11 +202,63 @@ def forward(
     for chunk in range(begin, end, CHUNK):
         if kept is not None:
             part = (batch * tl.cdiv(length, CHUNK) + chunk // CHUNK) * (groups * blocks) + block
-            tl.store(kept + part * (STATES * BLOCK) + in_kept, h, mask=tile)
+            tl.store(kept + part * (STATES * BLOCK) + in_kept, h, mask=(n < STATES)[:, None])
         for first in range(chunk, tl.minimum(chunk + CHUNK, full), STEPS):
-            h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, STEPS, SOFTPLUS, not EVEN, WIDE)
+            h = _advance(
+                h,
+                first,
+                end,
+                valid,
+                n,
+                u,
+                delta,
+                z,
+                B,
+                C,
+                y,
+                order,
+                decay_rate,
+                skip,
+                bias,
+                u_l,
+                delta_l,
+                z_l,
+                width,
+                groups,
+                STATES,
+                STEPS,
+                SOFTPLUS,
+                not EVEN,
+                WIDE,
+            )
     for first in range(full, end):
-        h = _advance(h, first, end, valid, n, u, delta, z, B, C, y, order, decay_rate, skip, bias, u_l, delta_l, z_l, width, groups, STATES, 1, SOFTPLUS, not EVEN, WIDE)
+        h = _advance(
+            h,
+            first,
+            end,
+            valid,
+            n,
+            u,
+            delta,
+            z,
+            B,
+            C,
+            y,
+            order,
+            decay_rate,
+            skip,
+            bias,
+            u_l,
+            delta_l,
+            z_l,
+            width,
+            groups,
+            STATES,
+            1,
+            SOFTPLUS,
+            not EVEN,
+            WIDE,
+        )
     if last is not None:
         if end == length:
             tl.store(last + batch * STATES * width + in_state, h, mask=tile)

@@ -1,5 +1,5 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+# mypy: ignore-errors
+# Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
 """Triton kernels that cut a sequence into segments for programs of their own, where a batch alone leaves a GPU idle.
 
 The recurrence is linear in the state: over a segment, h_end = exp(A sum d) h_start + r, with r the end state that the
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
-from wavemamba.ops.triton_runtime import LOG2E, sigmoid
+from wavemamba.ops.triton_math import LOG2E, sigmoid
 
 
 @triton.jit(do_not_specialize=OPAQUE)
@@ -51,7 +51,7 @@ def summarize(
     BACKWARD: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """What a segment makes of a zero state: reached (B, segments, N, E), and the sum of step sizes: total (B, segments, E).
+    """What a segment makes of a zero state, reached (B, segments, N, E), and its sum of step sizes, (B, segments, E).
 
     Forward: x = u, BC = B, from the first step on, h = a h + d u B. Backward: x = dy, BC = C, from the last step on,
     g = a (g + dy SiLU(z) C).
@@ -116,7 +116,7 @@ def combine(
     BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):
-    """Turn what every segment reached from zero into the state that enters it, in place: reached (B, segments, N, E)."""
+    """Turn what every segment reached from zero into the state that enters it, in place: (B, segments, N, E)."""
     blocks = tl.cdiv(STATES * width, BLOCK)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavemamba.ops.differentiable import Differentiable
 from wavemamba.ops.triton_runtime import expect_indexable, invert_order, launch, tile_width
 from wavemamba.ops.wavelet.triton_kernels import haar_map
 
@@ -26,7 +27,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("wavemamba::haar_map_triton", mutates_args=())
-def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
     batch, height, width, channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
@@ -60,7 +61,7 @@ def _haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: 
     return y
 
 
-@_haar_map.register_fake
+@_haar_map_op.register_fake
 def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
@@ -75,7 +76,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _haar_map(dy, *ctx.linear_map, order, ctx.scale, not ctx.inverse), None, None, None, None, None
 
 
-_haar_map.register_autograd(_gradients, setup_context=_setup_context)
+_haar_map = Differentiable("haar_map", _haar_map_op, _setup_context, _gradients)
 
 
 def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:

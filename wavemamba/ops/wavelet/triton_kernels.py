@@ -1,5 +1,5 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
-# Kernels are not Python functions: triton.jit has no type, and their arguments are tensors of the compiler.
+# mypy: ignore-errors
+# Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
 """The Triton kernel of the Haar packet map: one read and one write, whatever the levels, layout and order.
 
 A program holds all pixels of one cell for a block of channels, splits (or merges) them in registers, and writes every
@@ -139,7 +139,9 @@ def haar_map(
     v = ()
     if INVERSE:
         for k in tl.static_range(SIDE * SIDE):
-            place = _map_place(k, h, w, c, turned, width, rows, channels, x_l, inverse_order, SIDE, LAYOUT, TURNED, WIDE)
+            place = _map_place(
+                k, h, w, c, turned, width, rows, channels, x_l, inverse_order, SIDE, LAYOUT, TURNED, WIDE
+            )
             v = v + (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * factor,)
         for level in tl.static_range(LEVELS):
             v = _merge(v, 1 << (2 * (LEVELS - 1 - level)), 2 << level)

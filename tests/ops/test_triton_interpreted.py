@@ -1,0 +1,25 @@
+"""The GPU tests of the Triton kernels, run small by Triton's interpreter, each file in a process of its own.
+
+Triton decides when a kernel is defined whether it will be interpreted, so that a process does one or the other.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+FILES = sorted((Path(__file__).parents[1] / "cuda").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_interpreted(file):
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    if " passed" not in result.stdout:
+        pytest.skip(result.stdout.splitlines()[-1])
