@@ -261,4 +261,6 @@ def forward(
         )
     if last is not None:
         if end == length:
-            tl.store(last + batch * STATES * width + in_state, h, mask=tile)
+            # The offsets of `in_state`, computed again: the compiler would hold them in registers all the way.
+            in_last = n[:, None] * (width + shift) + e[None, :] + shift
+            tl.store(last + batch * STATES * width + in_last, h, mask=tile)
