@@ -58,6 +58,9 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, draw in {"growth": growth, "model": model}.items():
+        if not (RESULTS / f"cpu-{name}.json").exists():
+            print(f"no results yet: benchmarks/{name}.py")
+            continue
         draw().savefig(IMAGES / f"{name}.png", dpi=120)
         print(f"written: {IMAGES / name}.png")
 
