@@ -1,0 +1,138 @@
+"""Every Triton kernel compiled ahead of time for two generations of GPU: it builds, and its registers do not spill."""
+
+import importlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from triton_aot import compile_launch, disassemble, launches_of  # needs triton
+
+scan = importlib.import_module("wavemamba.ops.selective_scan.triton")
+plan = importlib.import_module("wavemamba.ops.selective_scan.triton_plan")
+conv = importlib.import_module("wavemamba.ops.causal_conv1d.triton")
+haar = importlib.import_module("wavemamba.ops.wavelet.triton")
+runtime = importlib.import_module("wavemamba.ops.triton_runtime")
+
+AMPERE, HOPPER = 80, 90
+CAPABILITIES = pytest.mark.parametrize("capability", [AMPERE, HOPPER])
+
+
+def scan_call(dtype, batch=2, length=256, width=1024, state=16, with_order=True, parts=True, states=False):
+    """A scan and its gradients as the host would launch them: with D, gate, bias and softplus, with states flowing."""
+
+    def empty(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype)
+
+    def call():
+        row, number = (batch, length, width), torch.float32
+        u, delta, A = empty(*row), empty(*row), empty(width, state, dtype=number)
+        B, C = empty(batch, length, 1, state), empty(batch, length, 1, state)
+        D, z, bias = (empty(width, dtype=number), empty(*row), empty(width, dtype=number)) if parts else (None,) * 3
+        first = empty(batch, width, state, dtype=number) if states else None
+        order = torch.arange(length) if with_order else None
+        y, last, kept = scan._scan_op(u, delta, A, B, C, D, z, bias, parts, first, order, True)
+        dlast = last if states else None
+        scan._scan_backward_op(y, dlast, u, delta, A, B, C, D, z, bias, parts, first, order, kept)
+
+    return call
+
+
+def scan_launches(monkeypatch, *arguments, **options):
+    return launches_of(monkeypatch, (scan, plan), scan_call(*arguments, **options))
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("with_order", [False, True], ids=["raster", "order"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_scan_keeps_its_states_in_registers(monkeypatch, capability, dtype, with_order):
+    launches = scan_launches(monkeypatch, dtype, with_order=with_order)
+    assert [launch.name for launch in launches] == ["forward", "backward"]
+    forward, backward = (compile_launch(launch, capability) for launch in launches)
+    assert backward.spilled == 0
+    assert forward.shared == 0  # nothing is exchanged between threads
+    if capability == HOPPER:
+        assert forward.spilled == 0
+        # Resident at once on 132 multiprocessors: the 2,048 programs of 64 images of 256 tokens, 1,024 channels.
+        assert forward.registers <= 128
+    else:
+        assert forward.spilled <= 16  # outside its loop
+
+
+@CAPABILITIES
+def test_scan_between_states_compiles(monkeypatch, capability):
+    for launch in scan_launches(monkeypatch, torch.bfloat16, states=True):
+        assert compile_launch(launch, capability).spilled <= 16
+
+
+def test_scan_without_optional_parts_compiles(monkeypatch):
+    for launch in scan_launches(monkeypatch, torch.float16, width=40, state=3, with_order=False, parts=False):
+        compile_launch(launch, HOPPER)
+
+
+def test_scan_of_segments_compiles(monkeypatch):
+    monkeypatch.setattr(plan, "multiprocessors", lambda tensor: 132)
+    launches = scan_launches(monkeypatch, torch.bfloat16, batch=1, length=4096)
+    assert [launch.name for launch in launches] == [
+        "summarize", "combine", "forward", "summarize", "combine", "backward",
+    ]  # fmt: skip
+    for launch in launches:
+        if launch.name in ("summarize", "combine"):
+            assert compile_launch(launch, HOPPER).spilled == 0
+
+
+def test_compilation_depends_on_neither_batch_nor_length(monkeypatch):
+    """The arguments that Triton specialises on are those of the model."""
+
+    def keys(**sizes):
+        return [
+            (launch.name, launch.constants, [
+                value if isinstance(value, int) and name not in unspecialised else None
+                for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False)
+                if not name.endswith("_b")  # strides of the batch: their divisibility follows from the channels'
+            ])
+            for launch in scan_launches(monkeypatch, torch.bfloat16, **sizes)
+            for unspecialised in [{p.name for p in launch.kernel.params if p.do_not_specialize}]
+        ]  # fmt: skip
+
+    assert keys(batch=2, length=256) == keys(batch=3, length=77)
+
+
+def test_offsets_beyond_32_bits_take_another_compilation(monkeypatch):
+    u, A, B = (torch.empty(shape, device="meta") for shape in ((1, 2**21, 1024), (1024, 16), (1, 2**21, 1, 16)))
+    assert plan.Inputs(u, u, A, B, B, None, None, None, True, None).wide
+    launches = scan_launches(monkeypatch, torch.bfloat16)
+    assert not any(launch.constants["WIDE"] for launch in launches)
+    monkeypatch.setattr(plan.Inputs, "wide", True)
+    for launch in scan_launches(monkeypatch, torch.bfloat16):
+        compile_launch(launch, HOPPER)
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_convolution(monkeypatch, capability, dtype):
+    x, weight, bias = torch.empty(2, 256, 1024, dtype=dtype), torch.empty(1024, 4), torch.empty(1024)
+    first, order = torch.empty(2, 3, 1024, dtype=dtype), torch.arange(256)
+
+    def call():
+        y = conv._conv_op(x, weight, bias, True, first, order)
+        conv._conv_backward_op(y, x, weight, bias, True, first, order)
+
+    forward, backward = (compile_launch(launch, capability) for launch in launches_of(monkeypatch, (conv,), call))
+    assert forward.spilled == backward.spilled == 0
+    assert "LDG.E.128" in disassemble(forward)  # 16 bytes a thread
+    assert ("LDG.E.128" if dtype == torch.float32 else "LDG.E.64") in disassemble(backward)
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("layout", ["mosaic", "channel"])
+def test_haar_map(monkeypatch, capability, layout, inverse):
+    x, order = torch.empty(2, 16, 16, 512, dtype=torch.bfloat16), torch.arange(256)
+    launches = launches_of(monkeypatch, (haar, runtime), lambda: haar._haar_map_op(x, 2, layout, order, 0.25, inverse))
+    assert [launch.name for launch in launches] == ["invert", "haar_map"]
+    compiled = compile_launch(launches[1], capability)
+    assert compiled.spilled == 0
+    if layout == "mosaic":
+        assert compiled.shared == 0
+        assert disassemble(compiled).count("LDG.E.64") == disassemble(compiled).count("STG.E.64") == 16
