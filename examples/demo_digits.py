@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
+
+# OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import matplotlib
 
@@ -31,7 +35,7 @@ from sklearn.svm import SVC
 from wavemamba import WavemambaError
 from wavemamba import training as wt
 
-STEPS = 1200
+STEPS = 1000
 TRAINING = [
     *("--data=digits", "--model=dimsum_tiny"),
     *("--set", "dim=64", "depth=4", "attention_heads=4", "fusion_heads=4", "class_dropout=0.1"),
@@ -115,7 +119,7 @@ def draw_denoising(sampler: Sampler, path: Path, seed: int) -> None:
 
 
 def measure(sampler: Sampler, judge: Judge, count: int, seed: int) -> tuple[dict, torch.Tensor]:
-    """Sample `count` digits, the ten classes in turn, and judge them; then again with other solvers, same noise."""
+    """Sample `count` digits, the ten classes in turn, and judge them; then half of them again with other solvers."""
     wanted = [i % 10 for i in range(count)]
     images, calls = sampler.draw_batches(wanted, seed, 100, "sampling, heun 25")
     read = judge.read(images)
@@ -129,14 +133,15 @@ def measure(sampler: Sampler, judge: Judge, count: int, seed: int) -> tuple[dict
         "sampling": {**sampler.describe(), "nfe": calls, "seed": seed},
         "same_noise_other_solvers": {},
     }
-    chosen = sampler.options
+    chosen, some = sampler.options, count // 2
     for name, change in OTHERS.items():
         sampler.options = dataclasses.replace(chosen, **change)
-        other, calls = sampler.draw_batches(wanted, seed, 100, f"sampling, {name}")
+        other, calls = sampler.draw_batches(wanted[:some], seed, 100, f"sampling, {name}")
         result["same_noise_other_solvers"][name] = {
+            "samples": some,
             "nfe": calls,
-            "accuracy": float((judge.read(other) == wanted).mean()),
-            "read_as_the_same_digit": float((judge.read(other) == read).mean()),
+            "accuracy": float((judge.read(other) == wanted[:some]).mean()),
+            "read_as_the_same_digit": float((judge.read(other) == read[:some]).mean()),
         }
     sampler.options = chosen
     return result, images
