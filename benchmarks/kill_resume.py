@@ -28,18 +28,19 @@ TRAINING = [
 ]
 
 
-def command(out: Path, steps: int) -> list[str]:
-    script = str(ROOT / "examples" / "train_dimsum.py")
-    return [sys.executable, script, *TRAINING, f"--steps={steps}", f"--out={out}"]
-
-
-def start(out: Path, steps: int) -> subprocess.Popen:
+def start(options: list[str]) -> subprocess.Popen:
+    """Start the training script in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(out, steps), env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(ROOT / "examples" / "train_dimsum.py"), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def run_to_the_end(out: Path, steps: int) -> None:
-    if status := start(out, steps).wait():
+def options_of(out: Path, steps: int) -> list[str]:
+    return [*TRAINING, f"--steps={steps}", f"--out={out}"]
+
+
+def run_to_the_end(out: Path, steps: int, start=start) -> None:
+    if status := start(options_of(out, steps)).wait():
         raise SystemExit(f"training in {out} ended with status {status}")
 
 
@@ -48,19 +49,21 @@ def last_step(out: Path) -> int:
     return records[-1]["step"] if records else 0
 
 
-def kill_once(out: Path, steps: int, rng: random.Random) -> str:
-    """Start the run, kill it at a random moment, and say when that was."""
+def kill_once(out: Path, steps: int, rng: random.Random, start=start, starting: float = 3.0) -> tuple[bool, int]:
+    """Start the run and kill it at a random moment; whether it was still running, and the last step in its log.
+
+    One time in five that is within the seconds of `starting`, otherwise shortly after a step.
+    """
     begun = last_step(out)
     target = begun if rng.random() < 0.2 else rng.randint(begun + 1, max(begun + 1, begun + (steps - begun) // 3))
-    process = start(out, steps)
+    process = start(options_of(out, steps))
     if target == begun:
-        time.sleep(rng.uniform(0.0, 3.0))
+        time.sleep(rng.uniform(0.0, starting))
     while last_step(out) < target and process.poll() is None:
-        time.sleep(0.01)
+        time.sleep(0.002)
     time.sleep(rng.uniform(0.0, 0.1))
     process.kill()
-    status = process.wait()
-    return f"killed after step {last_step(out)}" if status == -9 else f"had ended already, status {status}"
+    return process.wait() == -9, last_step(out)
 
 
 def differences(expected, found, where: str = "") -> list[str]:
@@ -105,7 +108,8 @@ def main() -> int:
         run_to_the_end(reference, args.steps)
         print(f"reference: {args.steps} steps, never killed; moments from seed {seed}", flush=True)
         for kill in range(args.kills):
-            print(f"kill {kill + 1}: {kill_once(survivor, args.steps, rng)}", flush=True)
+            killed, step = kill_once(survivor, args.steps, rng)
+            print(f"kill {kill + 1}: {'killed' if killed else 'had ended already'} after step {step}", flush=True)
         run_to_the_end(survivor, args.steps)
         found = compare(reference, survivor)
     if found:

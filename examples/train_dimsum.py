@@ -40,15 +40,15 @@ FREE = {"recipe", "out", "log_every", "save_every", "keep", "eval_every", "sampl
 
 def build_parser() -> wt.RecipeParser:
     """The options; their names are also what a recipe may hold."""
-    flag = argparse.BooleanOptionalAction
+    flag, count, natural = argparse.BooleanOptionalAction, wt.number(int, 1), wt.number(int, 0)
     parser = wt.RecipeParser(description=__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", required=True, help="'digits', a folder of images (class = sub-folder), or a folder of latent shards")
-    add("--image-size", type=int, default=256, help="side that images are scaled and cropped to")
+    add("--image-size", type=count, default=256, help="side that images are scaled and cropped to")
     add("--channels", type=int, choices=(1, 3), default=3, help="1: grey, 3: RGB images")
     add("--mirror", action=flag, default=False, help="mirror every example left to right half of the time")
-    add("--holdout", type=float, default=0.0, help="fraction kept out of training for --eval-every")
-    add("--workers", type=int, default=0, help="processes that load data, per training process")
+    add("--holdout", type=wt.number(float, 0, 1), default=0.0, help="fraction kept out of training for --eval-every")
+    add("--workers", type=natural, default=0, help="processes that load data, per training process")
     add("--verify-data", action=flag, default=False, help="compare latent shards with their checksums first")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="dimsum_tiny", help="a name of wavemamba.list_models()")
@@ -59,31 +59,31 @@ def build_parser() -> wt.RecipeParser:
     add("--weighting", choices=wd.WEIGHTINGS, default="none", help="weight of the loss")
     add("--time-sampling", choices=sorted(wd.TIME_SAMPLINGS), default="uniform", help="training times")
     add = parser.add_argument_group("optimisation (AdamW)").add_argument
-    add("--steps", type=int, default=10_000, help="optimiser steps in all")
-    add("--epochs", type=float, help="instead of --steps: passes over the data")
-    add("--batch-size", type=int, default=128, help="examples a step, over all processes")
-    add("--accumulate", type=int, default=1, help="micro-batches that a step is split into")
-    add("--lr", type=float, default=1e-4, help="learning rate after warm-up")
-    add("--weight-decay", type=float, default=0.0, help="not applied to biases, norms, A_log, D")
+    add("--steps", type=count, default=10_000, help="optimiser steps in all")
+    add("--epochs", type=wt.number(float, 0, above=True), help="instead of --steps: passes over the data")
+    add("--batch-size", type=count, default=128, help="examples a step, over all processes")
+    add("--accumulate", type=count, default=1, help="micro-batches that a step is split into")
+    add("--lr", type=wt.number(float, 0), default=1e-4, help="learning rate after warm-up")
+    add("--weight-decay", type=wt.number(float, 0), default=0.0, help="not applied to biases, norms, A_log, D")
     add("--schedule", choices=wt.SCHEDULES, default="constant", help="of the learning rate")
-    add("--warmup", type=int, default=0, help="steps over which the learning rate rises")
-    add("--clip", type=float, default=2.0, help="largest norm of the gradient; 0: no clipping")
-    add("--ema", type=float, default=0.9999, help="decay of the averaged weights")
+    add("--warmup", type=natural, default=0, help="steps over which the learning rate rises")
+    add("--clip", type=wt.number(float, 0), default=2.0, help="largest norm of the gradient; 0: no clipping")
+    add("--ema", type=wt.number(float, 0, 1), default=0.9999, help="decay of the averaged weights")
     add("--ema-warmup", action=flag, default=True, help="lower decay at first: 1 - (1 + step) ** (-2/3)")
     add("--seed", type=int, default=0, help="of weights, order, noise, times, dropout")
     add("--precision", choices=("no", "bf16"), default="no", help="bf16: autocast")
     add("--compile", action=flag, default=False, help="torch.compile the model")
     add("--checkpoint-activations", action=flag, default=False, help="recompute activations: less memory, slower")
-    add("--threads", type=int, help="CPU threads of torch; the same number is needed for the same bits")
+    add("--threads", type=count, help="CPU threads of torch; the same number is needed for the same bits")
     add = parser.add_argument_group("output").add_argument
     add("--out", required=True, help="folder of the run")
-    add("--save-every", type=int, default=1000, help="steps between checkpoints")
-    add("--keep", type=int, default=2, help="checkpoints to keep")
-    add("--log-every", type=int, default=50, help="steps between lines of log.jsonl")
-    add("--eval-every", type=int, default=0, help="steps between losses of the held-out part, EMA weights (0: never)")
-    add("--sample-every", type=int, default=0, help="steps between sample grids and model/ exports (0: at the end)")
-    add("--sample-guidance", type=float, default=1.5, help="guidance scale of the sample grids")
-    add("--sample-steps", type=int, default=25, help="Heun steps of the sample grids")
+    add("--save-every", type=natural, default=1000, help="steps between checkpoints")
+    add("--keep", type=count, default=2, help="checkpoints to keep")
+    add("--log-every", type=natural, default=50, help="steps between lines of log.jsonl")
+    add("--eval-every", type=natural, default=0, help="steps between held-out losses of the EMA weights (0: never)")
+    add("--sample-every", type=natural, default=0, help="steps between sample grids and model/ exports (0: at the end)")
+    add("--sample-guidance", type=wt.number(float, 0), default=1.5, help="guidance scale of the sample grids")
+    add("--sample-steps", type=count, default=25, help="Heun steps of the sample grids")
     add("--autoencoder", help="folder or hub id that decodes latents for the sample grids")
     add("--tensorboard", action=flag, default=False, help="scalars and sample grids for TensorBoard, in tensorboard/")
     add("--accept-changes", action=flag, default=False, help="go on although settings differ from the checkpoint's")
@@ -96,15 +96,13 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stop: wt.StopSignal) -> None:
         self.args, self.out, self.stop = args, Path(args.out), stop
-        cpu = not torch.accelerator.is_available()
-        self.accelerator = accelerator = Accelerator(mixed_precision=args.precision, cpu=cpu)
-        self.main, self.device = accelerator.is_main_process, accelerator.device
+        accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.accelerator.is_available())
+        self.accelerator, self.main, self.device = accelerator, accelerator.is_main_process, accelerator.device
         whole = wt.open_source(args.data, size=args.image_size, channels=args.channels, mirror=args.mirror,
                                verify=args.verify_data and self.main)  # fmt: skip
         self.classes, self.shape = whole.classes, whole.shape
         self.source, self.held_out = wt.hold_out(whole, args.holdout, args.seed)
-        if args.epochs:
-            args.steps = math.ceil(args.epochs * len(self.source) / args.batch_size)
+        args.steps = math.ceil(args.epochs * len(self.source) / args.batch_size) if args.epochs else args.steps
         place = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
         self.share = {**place, "accumulate": args.accumulate}
         self.slices = wt.slices_of_batch(args.batch_size, **self.share)
@@ -120,6 +118,8 @@ class Run:
             self.ema.module = fsdp2_prepare_model(accelerator, self.ema.module)
         factor = wt.learning_rate_factor(args.schedule, warmup=args.warmup, steps=args.steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)
+        load = wd.Autoencoder.from_pretrained  # now, rather than in the middle of the run
+        self.decode = load(args.autoencoder, device=self.device).decode if args.autoencoder and self.main else None
         self.state = wt.TrainState(accelerator.unwrap_model(self.model), self.ema.module, optimizer.optimizer, schedule)
         self.checkpoints = wt.Checkpoints(self.out / "checkpoints", keep=args.keep)
         self.log = wt.RunLog(self.out, tensorboard=args.tensorboard, enabled=self.main)
@@ -142,7 +142,7 @@ class Run:
     def resume(self) -> None:
         """Go on from the last good checkpoint, if there is one."""
         loaded = self.checkpoints.load()
-        self.accelerator.wait_for_everyone()
+        wt.check_same_checkpoint(loaded and loaded[0], self.out)
         if loaded is not None:
             step, state = loaded
             if not self.args.accept_changes:
@@ -181,12 +181,11 @@ class Run:
     def train_step(self, batches: Iterator) -> Tensor:
         """One optimiser step; all its randomness comes from the seed and the step's number."""
         args, step = self.args, self.state.step
-        for micro, part in enumerate(self.slices):
+        for part in self.slices:
             x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(batches))
             t, x0 = self.draw("noise", step, part)
             wt.seed_everything(args.seed, "step", step, part.start)
-            last = micro + 1 == args.accumulate
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with contextlib.nullcontext() if part is self.slices[-1] else self.accelerator.no_sync(self.model):
                 loss = self.objective.loss(self.model, x, t=t, x0=x0, **self.labels(y)).mean() / args.accumulate
                 self.accelerator.backward(loss)
             self.losses[0] += loss.detach()
@@ -222,10 +221,10 @@ class Run:
         model = self.ema.module
         if len(names) > 1 and model.null_class is not None:
             model = wd.ClassifierFreeGuidance(model, self.args.sample_guidance)
-        solver = {"solver": "heun", "steps": self.args.sample_steps}
-        images = wd.sample_ode(model, noise, self.objective, **solver, **self.labels(labels))
-        if self.args.autoencoder:
-            images = wd.Autoencoder.from_pretrained(self.args.autoencoder, device=self.device).decode(images)
+        known = {"steps": self.args.sample_steps, **self.labels(labels)}
+        images = wd.sample_ode(model, noise, self.objective, solver="heun", **known)
+        if self.decode:
+            images = torch.cat([self.decode(some) for some in images.split(8)])
         self.log.picture(self.state.step, wt.image_grid(images, 8, row_labels=names, tile=32))
 
     def export(self) -> None:
@@ -287,7 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads or torch.get_num_threads())
         with wt.StopSignal() as stop:
             run = Run(args, stop)
-            run.train()
+            with wt.FolderLock(run.out, enabled=run.main):
+                run.train()
             run.accelerator.end_training()
     except (WavemambaError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,9 @@
 """The examples as modules, each test with a fresh accelerate and one CPU thread."""
 
+import multiprocessing
+import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,24 @@ def train(tmp_path):
         return out, status
 
     return run
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Start the training script in another process: `launch(options, output=None)`, like `subprocess.Popen`."""
+    from examples.forked import Forked
+
+    # The server takes its path from the environment alone.
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (EXAMPLES.parent, EXAMPLES.parent / "tests")))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["examples.forked"])
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    nowhere = tmp_path_factory.mktemp("launched") / "output.txt"
+    return lambda options, output=nowhere: Forked(context, options, output)
 
 
 @pytest.fixture(scope="session")

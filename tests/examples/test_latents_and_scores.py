@@ -198,7 +198,47 @@ def test_inception_features_are_those_of_the_published_scores(tmp_path):
     names = ["2048", "logits_unbiased"]
     made = Untrained("inception-v3-compat", names, feature_extractor_weights_path=str(tmp_path / "empty.pth"))
     torch.save(made.state_dict(), tmp_path / "weights.pth")
-    features = Inception(str(tmp_path / "weights.pth"))(torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8))
+    inception, maps = Inception(str(tmp_path / "weights.pth")), []
+    inception.net.Mixed_6d.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    features = inception(torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8))
     assert {name: tuple(value.shape) for name, value in features.items()} == {
         "pool": (2, 2048), "spatial": (2, 7 * 17 * 17), "logits": (2, 1008)
     }  # fmt: skip
+    # Statistics files of other evaluations hold sFID's features row by row, the channels of a place side by side.
+    assert maps[0].shape == (2, 768, 17, 17)
+    for row, column, channel in ((0, 0, 3), (5, 16, 0), (16, 2, 6)):
+        place = (row * 17 + column) * 7 + channel
+        assert torch.equal(features["spatial"][:, place], maps[0][:, channel, row, column])
+
+
+def frechet(a, b):
+    """The distance of two sets of features as published: with the square root of a matrix."""
+    from scipy.linalg import sqrtm
+
+    s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    return np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
+
+
+def test_distances_are_the_published_formula_on_their_features(images, tmp_path):
+    features = []
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        paths = sorted(images.rglob("*.png"))[i::2]
+        for path in paths:
+            (tmp_path / name / path.name).symlink_to(path)
+        pixels = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]))
+        features.append(SmallFeatures()(pixels[:, None].expand(-1, 3, -1, -1)))
+    _, scores = evaluate(tmp_path, f"--samples={tmp_path / 'a'}", f"--reference={tmp_path / 'b'}")
+    for score, name in (("fid", "pool"), ("sfid", "spatial")):
+        assert scores[score] == pytest.approx(frechet(*(f[name].double().numpy() for f in features)), rel=1e-4)
+
+
+def test_collapsed_samples_are_precise_and_recall_little(images, tmp_path):
+    collapsed = tmp_path / "collapsed"
+    collapsed.mkdir()
+    some = sorted(images.rglob("*.png"))[:5]
+    for i in range(20):
+        (collapsed / f"{i:02d}.png").symlink_to(some[i % 5])
+    _, scores = evaluate(tmp_path, f"--samples={collapsed}", f"--reference={images}")
+    assert scores["precision"] == 1
+    assert scores["recall"] < 0.3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -95,7 +96,7 @@ def test_a_constant_schedule_may_be_prolonged(train):
 def test_nan_stops_with_the_last_good_checkpoint_intact(train, capsys):
     out, _ = train("a", "--save-every=2", steps=4)
     before = Checkpoints(out / "checkpoints").load()[1]["model"]
-    assert train("a", "--lr=inf", "--accept-changes", "--save-every=2", steps=12)[1] == 1
+    assert train("a", "--lr=1e30", "--accept-changes", "--save-every=2", steps=12)[1] == 1
     error = capsys.readouterr().err
     assert "NaN or infinite" in error
     assert "step-00000004" in error
@@ -182,39 +183,84 @@ def test_recomputing_activations_changes_nothing(train):
     assert weights(train("a", "--checkpoint-activations", steps=3)[0]) == weights(train("b", steps=3)[0])
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = ["--kills=2", "--steps=15", f"--folder={tmp_path}"]
-    done = subprocess.run([*script, *options], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the same to the last bit after 2 kills" in done.stdout
+@pytest.fixture(scope="module")
+def kill_resume():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("kill_resume", ROOT / "benchmarks" / "kill_resume.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, train):
-    options = [
-        "--data=digits",
-        *TINY,
-        "--batch-size=16",
-        "--lr=1e-3",
-        "--log-every=1",
-        "--threads=1",
-        "--sample-steps=1",
-        "--quiet",
-    ]
-    out = tmp_path / "a"
-    command = [sys.executable, str(ROOT / "examples/train_dimsum.py"), *options, f"--out={out}", "--steps=100000"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    while len(losses(out)) < 3 and process.poll() is None:
+def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(tmp_path, launch, kill_resume):
+    steps, rng = 40, random.Random()
+    kill_resume.run_to_the_end(tmp_path / "reference", steps, launch)
+    moments = []
+    while len(moments) < 10:
+        killed, step = kill_resume.kill_once(tmp_path / "survivor", steps, rng, launch, starting=0.5)
+        assert killed, f"the run ended before it could be killed; killed before after steps {moments}"
+        moments.append(step)
+    kill_resume.run_to_the_end(tmp_path / "survivor", steps, launch)
+    assert not kill_resume.compare(tmp_path / "reference", tmp_path / "survivor"), f"killed after steps {moments}"
+
+
+def test_the_comparison_sees_a_single_bit(tmp_path, kill_resume, train):
+    import shutil
+
+    shutil.copytree(train("a", steps=2)[0], tmp_path / "b")
+    assert kill_resume.compare(tmp_path / "a", tmp_path / "b") == []
+    checkpoints = Checkpoints(tmp_path / "b" / "checkpoints")
+    _, state = checkpoints.load()
+    state["ema"]["head.linear.bias"].view(torch.int32)[0] ^= 1
+    checkpoints.save(2, state)
+    assert kill_resume.compare(tmp_path / "a", tmp_path / "b") == ["checkpoint/1/ema/head.linear.bias"]
+
+
+def options_of_a_long_run(out, *more):
+    common = ["--batch-size=16", "--log-every=1", "--threads=1", "--sample-steps=1", "--quiet", "--steps=100000"]
+    return ["--data=digits", *TINY, *common, f"--out={out}", *more]
+
+
+def wait_for_a_log(process, out, steps=1):
+    end = time.monotonic() + 60
+    while len(losses(out)) < steps and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
-    assert process.returncode == 0
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, launch):
+    out, output = tmp_path / "a", tmp_path / "output.txt"
+    process = launch(options_of_a_long_run(out), output)
+    wait_for_a_log(process, out, 3)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 0
     step, _ = Checkpoints(out / "checkpoints").load()
     assert step == len(losses(out)) >= 3
-    assert f"step {step} is saved" in text
+    assert f"step {step} is saved" in output.read_text()
     assert not (out / "model").exists()
+
+
+def test_a_second_job_in_the_same_folder_is_refused_until_the_first_is_killed(tmp_path, launch, train, capsys):
+    # Loader workers outlive their parent for some seconds: they must not hold its folder.
+    first = launch(options_of_a_long_run(tmp_path / "a", "--workers=1", "--save-every=1"))
+    wait_for_a_log(first, tmp_path / "a")
+    before = (tmp_path / "a" / "settings.json").read_bytes()
+    second = launch(options_of_a_long_run(tmp_path / "a"), tmp_path / "second.txt")
+    assert second.wait(60) == 1
+    assert f"process {first.pid} on " in (tmp_path / "second.txt").read_text()
+    assert "--out" in (tmp_path / "second.txt").read_text()
+    assert (tmp_path / "a" / "settings.json").read_bytes() == before
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    step, _ = Checkpoints(tmp_path / "a" / "checkpoints").load()
+    begun = time.monotonic()
+    third = launch(options_of_a_long_run(tmp_path / "a", "--workers=1", "--save-every=1"))
+    wait_for_a_log(third, tmp_path / "a", step + 1)
+    third.kill()
+    assert third.wait() == -9
+    assert time.monotonic() - begun < 60
+    assert Checkpoints(tmp_path / "a" / "checkpoints").load()[0] >= step
 
 
 def test_two_processes_train_and_judge_as_one(tmp_path, trained):

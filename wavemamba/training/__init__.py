@@ -6,7 +6,13 @@ from wavemamba.training.checkpointing import (
     read_checkpoint,
     write_atomically,
 )
-from wavemamba.training.control import SCHEDULES, StopSignal, check_same_settings, learning_rate_factor
+from wavemamba.training.control import (
+    SCHEDULES,
+    StopSignal,
+    check_same_checkpoint,
+    check_same_settings,
+    learning_rate_factor,
+)
 from wavemamba.training.data import (
     Digits,
     ExampleSource,
@@ -19,6 +25,7 @@ from wavemamba.training.data import (
 )
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.latents import LatentShards, LatentShardWriter
+from wavemamba.training.lock import FolderLock
 from wavemamba.training.log import RunLog, read_log
 from wavemamba.training.pictures import image_grid, to_uint8
 from wavemamba.training.randomness import (
@@ -28,7 +35,7 @@ from wavemamba.training.randomness import (
     restore_random_state,
     seed_everything,
 )
-from wavemamba.training.recipe import RecipeParser, parse_overrides
+from wavemamba.training.recipe import RecipeParser, number, parse_overrides
 from wavemamba.training.state import TrainState
 from wavemamba.training.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
 
@@ -39,6 +46,7 @@ __all__ = [
     "Digits",
     "ExampleSource",
     "ExampleStream",
+    "FolderLock",
     "ImageFolder",
     "LatentShardWriter",
     "LatentShards",
@@ -49,6 +57,7 @@ __all__ = [
     "StopSignal",
     "TrainState",
     "batch_loader",
+    "check_same_checkpoint",
     "check_same_settings",
     "derive_seed",
     "fingerprint",
@@ -57,6 +66,7 @@ __all__ = [
     "hold_out",
     "image_grid",
     "learning_rate_factor",
+    "number",
     "open_source",
     "parse_overrides",
     "random_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from wavemamba.errors import CheckpointError
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 _PREFIX = "step-"
+_WRITTEN, _REPLACED, _DELETED = ".writing-", ".old-", ".deleting-"
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -63,7 +65,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written (a full disk, no permission); those before it are untouched.
         """
-        aside = self.folder / f".writing-{step:08d}"
+        aside = self.folder / f"{_WRITTEN}{step:08d}"
         try:
             self._clear_leftovers()
             aside.mkdir(parents=True)
@@ -73,7 +75,7 @@ class Checkpoints:
             _sync_folder(aside)
             final = self.path(step)
             if final.exists():
-                os.replace(final, self.folder / f".old-{step:08d}")
+                os.replace(final, self.folder / f"{_REPLACED}{step:08d}")
             os.replace(aside, final)
             _sync_folder(self.folder)
         except OSError as error:
@@ -82,9 +84,11 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint of step {step} could not be written ({error}); {self.last_good()}; "
                 f"free some space or change the folder and start the same command again"
             ) from error
-        self._clear_leftovers()
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+            # Renamed first: a kill while files are deleted must not leave half a checkpoint under its name.
+            with contextlib.suppress(OSError):
+                os.replace(self.path(old), self.folder / f"{_DELETED}{old:08d}")
+        self._clear_leftovers()
         return final
 
     def load(self, map_location: str | torch.device = "cpu") -> tuple[int, dict[str, Any]] | None:
@@ -98,6 +102,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints and all are damaged.
         """
+        self._put_back()
         reasons = []
         for step in reversed(self.steps()):
             try:
@@ -123,9 +128,18 @@ class Checkpoints:
             os.replace(self.path(newer), target)
 
     def _clear_leftovers(self) -> None:
-        for pattern in (".writing-*", ".old-*"):
-            for path in self.folder.glob(pattern):
+        self._put_back()
+        for prefix in (_WRITTEN, _REPLACED, _DELETED):
+            for path in self.folder.glob(f"{prefix}*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _put_back(self) -> None:
+        """Undo a replacement that a kill cut off between its two renames."""
+        for path in self.folder.glob(f"{_REPLACED}*"):
+            final = self.folder / f"{_PREFIX}{path.name.removeprefix(_REPLACED)}"
+            if not final.exists():
+                with contextlib.suppress(OSError):  # another process did it
+                    os.replace(path, final)
 
     def last_good(self) -> str:
         """Which checkpoint a message should point to."""

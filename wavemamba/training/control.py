@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from wavemamba.errors import ConfigError
+from wavemamba.diffusion.names import choose
+from wavemamba.errors import CheckpointError, ConfigError
 
 SCHEDULES = ("constant", "cosine")
 
@@ -30,8 +32,7 @@ def learning_rate_factor(schedule: str, *, warmup: int, steps: int) -> Callable[
     Raises:
         ConfigError: an unknown schedule.
     """
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    schedule = choose("schedule", schedule, SCHEDULES)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -97,4 +98,26 @@ def check_same_settings(found: dict[str, Any], given: dict[str, Any], where: str
         raise ConfigError(
             f"{where}: expected the settings that the run there was begun with, got others: {listed}. Give another "
             "folder with --out, or --accept-changes to go on from its weights with the new settings"
+        )
+
+
+def check_same_checkpoint(step: int | None, folder: str | Path) -> None:
+    """Refuse to go on unless all processes found the same checkpoint; every process has to call it, and waits.
+
+    Args:
+        step: of the checkpoint that this process loaded; None: there is none.
+        folder: where it looked.
+
+    Raises:
+        CheckpointError: the processes do not see the same files.
+    """
+    if not dist.is_initialized():
+        return
+    found: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, step)
+    if len(set(found)) > 1:
+        listed = ", ".join(f"process {rank}: {step}" for rank, step in enumerate(found))
+        raise CheckpointError(
+            f"{folder}: expected every process to find the same checkpoint, got steps {listed}; give a folder on "
+            "a file system that all machines share"
         )

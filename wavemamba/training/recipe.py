@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,25 @@ def _as_words(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
+
+
+def number(
+    kind: type[int] | type[float], least: float, below: float = float("inf"), *, above: bool = False
+) -> Callable[[str], float]:
+    """A type for `add_argument`: a finite number of `kind` in `[least, below)`, or `(least, below)` with `above`."""
+    article = "an integer" if kind is int else "a number"
+    wanted = f"{article} {'>' if above else '>='} {least}" + (f" and < {below}" if below < float("inf") else "")
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+        if not (value > least if above else value >= least) or not value < below:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
+        return value
+
+    return convert
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
