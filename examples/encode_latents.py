@@ -47,12 +47,12 @@ def build_parser() -> wt.RecipeParser:
     add("--data", required=True, help="folder of images, class = sub-folder")
     add("--out", required=True, help="folder for the shards")
     add("--autoencoder", required=True, help="folder or hub id of a diffusers AutoencoderKL")
-    add("--image-size", type=int, default=256, help="side that images are scaled and cropped to")
+    add("--image-size", type=wt.number(int, 1), default=256, help="side that images are scaled and cropped to")
     add("--mirror", action=argparse.BooleanOptionalAction, default=False, help="also encode every image mirrored")
-    add("--shard-size", type=int, default=4096, help="images a shard; what a kill can cost")
-    add("--batch-size", type=int, default=32, help="images encoded at once")
+    add("--shard-size", type=wt.number(int, 1), default=4096, help="images a shard; what a kill can cost")
+    add("--batch-size", type=wt.number(int, 1), default=32, help="images encoded at once")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="of the stored numbers")
-    add("--workers", type=int, default=0, help="processes that read images")
+    add("--workers", type=wt.number(int, 0), default=0, help="processes that read images")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the autoencoder runs")
     return parser
 
@@ -83,14 +83,15 @@ def main(arguments: list[str] | None = None) -> int:
             "mirrored": args.mirror, "dtype": args.dtype,
             "shape": autoencoder.latent_shape(args.image_size, args.image_size),
         }  # fmt: skip
-        writer = wt.LatentShardWriter(args.out, description, total=len(source), shard_size=args.shard_size)
-        missing = list(writer.missing())
-        done = len(source) - sum(len(indices) for _, indices in missing)
-        with tqdm(total=len(source), initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:
-            for number, indices in missing:
-                loader = DataLoader(Images(source, indices), args.batch_size, num_workers=args.workers)
-                writer.write(number, encode(loader, autoencoder, args.mirror, DTYPES[args.dtype], bar))
-        writer.finish(source.classes)
+        with wt.FolderLock(args.out):
+            writer = wt.LatentShardWriter(args.out, description, total=len(source), shard_size=args.shard_size)
+            missing = list(writer.missing())
+            done = len(source) - sum(len(indices) for _, indices in missing)
+            with tqdm(total=len(source), initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:
+                for number, indices in missing:
+                    loader = DataLoader(Images(source, indices), args.batch_size, num_workers=args.workers)
+                    writer.write(number, encode(loader, autoencoder, args.mirror, DTYPES[args.dtype], bar))
+            writer.finish(source.classes)
     except (WavemambaError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

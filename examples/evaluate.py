@@ -15,9 +15,11 @@ of Dhariwal and Nichol, 2021; precision and recall use Inception's pooled featur
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pickle
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from wavemamba import training as wt
 from wavemamba.errors import DataError
 
 Features = dict[str, Tensor]
+LEAST = 10  # images a side: the inception score is a mean over ten parts
 
 
 class Inception(nn.Module):
@@ -57,12 +60,19 @@ class Inception(nn.Module):
             except (OSError, RuntimeError, pickle.UnpicklingError) as error:
                 raise CheckpointError(f"{weights}: expected Inception weights of torch-fidelity ({error})") from error
         names = ["2048", "logits_unbiased"]
-        self.net = FeatureExtractorInceptionV3("inception-v3-compat", names, feature_extractor_weights_path=weights)
+        try:
+            self.net = FeatureExtractorInceptionV3("inception-v3-compat", names, feature_extractor_weights_path=weights)
+        except (OSError, RuntimeError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{weights or 'download'}: expected Inception weights of torch-fidelity ({error}); without a network, "
+                "give its weight file with --inception"
+            ) from error
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
         self._spatial = torch.empty(0)
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._spatial = output[:, :7].flatten(1)
+        # Channels last, the order in which published statistics files (mu_s, sigma_s) hold them.
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
 
     def forward(self, images: Tensor) -> Features:
         """(n, 3, h, w) uint8 to `pool` (n, 2048), `spatial` (n, 2023) and `logits` (n, 1008)."""
@@ -78,9 +88,14 @@ def build_parser() -> wt.RecipeParser:
     add("--model", help="or: folder of a saved model to sample from")
     add("--reference", required=True, help="folder of images, or statistics file (.npz)")
     add("--out", required=True, help="the scores, a JSON file")
-    add("--count", type=int, help="images to judge (default: all of a folder, 50000 of a model)")
-    add("--image-size", type=int, default=256, help="side that images of folders are scaled and cropped to")
-    add("--batch-size", type=int, default=64, help="images at once in one process")
+    add("--count", type=wt.number(int, LEAST), help="images to judge (default: all of a folder, 50000 of a model)")
+    add(
+        "--image-size",
+        type=wt.number(int, 1),
+        default=256,
+        help="side that images of folders are scaled and cropped to",
+    )
+    add("--batch-size", type=wt.number(int, 1), default=64, help="images at once in one process")
     add("--seed", type=int, default=0, help="of the noise of a model's samples")
     add("--inception", help="file with torch-fidelity's Inception weights, where there is no network")
     add("--save-reference", help="write the reference's statistics and features to this .npz file")
@@ -112,6 +127,11 @@ class Evaluation:
         )
         for which, images in batches:
             images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+            if images.shape[1] != 3:
+                raise ConfigError(
+                    f"{title}: expected images of 1 or 3 channels, got {images.shape[1]}; a model of latents needs "
+                    "--autoencoder"
+                )
             for name, values in self.extractor(wt.to_uint8(images).to(self.device)).items():
                 found.setdefault(name, []).append(values.float().cpu())
             numbers += which
@@ -131,8 +151,9 @@ class Evaluation:
         """Features of the images of a folder, and what they depend on."""
         source = wt.ImageFolder(folder, self.args.image_size)
         total = len(source) if count is None else count
-        if not self.accelerator.num_processes <= total <= len(source):
-            raise DataError(f"{folder}: expected at least {total} images (and one a process), got {len(source)}")
+        least = max(LEAST, total, self.accelerator.num_processes)
+        if len(source) < least or total < LEAST:
+            raise DataError(f"{folder}: expected at least {least} images, got {min(total, len(source))}")
         batches = ((some, torch.stack([source.example(i)[0] for i in some])) for some in self.mine(total))
         resize = f"PIL bicubic, antialiased, centre crop to {self.args.image_size}"
         return self.features(batches, total, title), {"folder": folder, "count": total, "resize": resize}
@@ -165,7 +186,7 @@ class Evaluation:
                 stats = {name: np.asarray(file[name], dtype=np.float64) for name in ("mu", "sigma", "mu_s", "sigma_s")}
                 pool = torch.from_numpy(file["pool"]) if "pool" in file else None
                 images = file["arr_0"] if pool is None and "arr_0" in file else None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: expected mu, sigma, mu_s and sigma_s in an .npz file ({error})") from error
         if images is not None:  # an ADM reference batch: some of its images come with the statistics of all
             pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -183,6 +204,12 @@ class Evaluation:
         found, samples = (self.of_folder(self.args.samples, self.args.count, "samples") if self.args.samples
                           else self.of_model("samples"))  # fmt: skip
         own = statistics(found)
+        for name, values in own.items():
+            if values.shape != stats[name].shape:
+                raise DataError(
+                    f"{self.args.reference}: expected {name} of shape {values.shape}, as these features have, got "
+                    f"{stats[name].shape}; make the file with --save-reference"
+                )
 
         def frechet(mean: str, cov: str) -> float:
             pair = [{"mu": s[mean], "sigma": s[cov]} for s in (own, stats)]
@@ -202,7 +229,9 @@ class Evaluation:
                 "reference": min(n, len(pool)),
             }
         if self.args.save_reference and self.accelerator.is_main_process:
-            np.savez(self.args.save_reference, **stats, **({} if pool is None else {"pool": pool.numpy()}))
+            buffer = io.BytesIO()
+            np.savez(buffer, **stats, **({} if pool is None else {"pool": pool.numpy()}))
+            wt.write_atomically(self.args.save_reference, buffer.getvalue())
         return {**scores, "samples": samples, "reference": reference, "features": self.extractor.description,
                 "inception_score_splits": 10, "torch": torch.__version__, "device": str(self.device)}  # fmt: skip
 
@@ -219,6 +248,8 @@ def main(arguments: list[str] | None = None, extractor: nn.Module | None = None)
     """Run the script, with other features than Inception's where `extractor` is given; returns its exit status."""
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
+        for path in filter(None, (args.out, args.save_reference)):  # not only after hours of sampling
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         evaluation = Evaluation(args, extractor)
         scores = evaluation.scores()
         if evaluation.accelerator.is_main_process:

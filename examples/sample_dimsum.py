@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from wavemamba import DiMSUM, WavemambaError
+from wavemamba import CheckpointError, DiMSUM, WavemambaError
 from wavemamba import training as wt
 from wavemamba.diffusion import (
     ODE_SOLVERS,
     SCHEDULES,
+    STEP_CONTROLS,
     Autoencoder,
     ClassifierFreeGuidance,
     Objective,
@@ -46,6 +47,7 @@ class SamplingOptions:
     steps: int = 50
     atol: float = 1e-6
     rtol: float = 1e-3
+    step_control: str | None = None
     guidance: float = 1.5
     guidance_schedule: str = "constant"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -58,6 +60,11 @@ class SamplingOptions:
         names = cls.__dataclass_fields__
         values = {name: value for name, value in vars(args).items() if name in names}
         return cls(**{**values, "guidance_interval": tuple(args.guidance_interval)})
+
+    @property
+    def control(self) -> str:
+        """Who shares an adaptive solver's steps; if not said, nobody, where the solver can do that."""
+        return self.step_control or ("sample" if self.solver in ("dopri5", "bosh3") else "batch")
 
 
 class Sampler:
@@ -72,8 +79,7 @@ class Sampler:
     def __init__(self, folder: str | Path, options: SamplingOptions, device: torch.device | str = "cpu") -> None:
         self.options, self.device = options, torch.device(device)
         self.model = DiMSUM.from_pretrained(folder).to(self.device, DTYPES[options.dtype])
-        about = Path(folder) / "training.json"
-        self.about = json.loads(about.read_text()) if about.exists() else {}
+        self.about = read_about(Path(folder) / "training.json")
         self.objective = Objective(self.about.get("path", "gvp"), self.about.get("prediction", "velocity"))
         self.classes = tuple(self.about.get("classes") or map(str, range(max(1, self.model.num_classes))))
         self.shape = (self.model.config.in_chans, *self.model.config.img_size)
@@ -101,13 +107,16 @@ class Sampler:
             self.predict,
             self.noise(seeds),
             self.objective,
-            **{"solver": o.solver, "steps": o.steps, "atol": o.atol, "rtol": o.rtol},
+            **{"solver": o.solver, "steps": o.steps, "atol": o.atol, "rtol": o.rtol, "step_control": o.control},
             callback=callback,
             return_info=True,
             **known,
         )
-        images = self.autoencoder.decode(samples) if self.autoencoder else samples
-        return images.float().cpu(), info
+        decode = self.autoencoder.decode if self.autoencoder else lambda latents: latents
+        images = torch.cat([decode(some).float().cpu() for some in samples.split(16)])
+        if not images.isfinite().all():
+            raise WavemambaError("samples: expected finite numbers, got NaN or infinite ones; try --dtype float32")
+        return images, info
 
     def draw_batches(self, labels: Sequence[int], seed: int, size: int, title: str) -> tuple[Tensor, int]:
         """As `draw`, in batches of `size` and with a progress bar; also the function evaluations of the first batch.
@@ -127,7 +136,7 @@ class Sampler:
 
     def describe(self) -> dict:
         """Everything that moves a sample, for the file beside a score."""
-        o = asdict(self.options)
+        o = {**asdict(self.options), "step_control": self.options.control}
         if self.predict is self.model:
             o["guidance"] = 1.0
         trained = {key: self.about.get(key) for key in ("path", "prediction", "weights", "step", "ema")}
@@ -139,15 +148,32 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     d = SamplingOptions()
     add = parser.add_argument_group("sampling").add_argument
     add("--solver", choices=sorted(ODE_SOLVERS), default=d.solver, help="of the probability flow")
-    add("--steps", type=int, default=d.steps, help="of a fixed-step solver; Heun calls the model twice a step")
-    add("--atol", type=float, default=d.atol, help="absolute tolerance of an adaptive solver")
-    add("--rtol", type=float, default=d.rtol, help="relative tolerance of an adaptive solver")
-    add("--guidance", type=float, default=d.guidance, help="classifier-free guidance; 1: none")
+    add("--steps", type=wt.number(int, 1), default=d.steps, help="of a fixed-step solver; Heun calls the model twice")
+    add("--atol", type=wt.number(float, 0), default=d.atol, help="absolute tolerance of an adaptive solver")
+    add("--rtol", type=wt.number(float, 0), default=d.rtol, help="relative tolerance of an adaptive solver")
+    add("--step-control", choices=STEP_CONTROLS,
+        help="who shares the steps of an adaptive solver (default: sample with dopri5 and bosh3)")  # fmt: skip
+    add("--guidance", type=wt.number(float, 0), default=d.guidance, help="classifier-free guidance; 1: none")
     add("--guidance-schedule", choices=SCHEDULES, default=d.guidance_schedule, help="over time")
     add("--guidance-interval", type=float, nargs=2, default=d.guidance_interval, metavar=("FROM", "TO"),
         help="times in which guidance acts, 0 noise, 1 data")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), default=d.dtype, help="of the model; solvers keep float32 at least")
     add("--autoencoder", help="folder or hub id that decodes latents (default: the one of the training run)")
+
+
+def read_about(path: Path) -> dict:
+    """What training wrote beside a model; nothing where there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        about = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, got {error}; export the model again") from error
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(about).__name__}; export the model again")
+    return about
 
 
 def class_numbers(wanted: Sequence[str] | None, classes: Sequence[str]) -> list[int]:
@@ -179,11 +205,11 @@ def build_parser() -> wt.RecipeParser:
     add("--model", required=True, help="folder with model.safetensors and config.json")
     add("--out", default="samples.png", help="the labelled grid")
     add("--classes", nargs="+", help="names or numbers (default: all, at most the first 16)")
-    add("--per-class", type=int, default=8, help="samples of each class, a row of the grid")
+    add("--per-class", type=wt.number(int, 1), default=8, help="samples of each class, a row of the grid")
     add("--seed", type=int, default=0, help="of the noise")
-    add("--batch-size", type=int, default=128, help="samples made at once; does not change them")
+    add("--batch-size", type=wt.number(int, 1), default=128, help="samples made at once; does not change them")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
-    add("--tile", type=int, default=32, help="least side of an image in the grid")
+    add("--tile", type=wt.number(int, 1), default=32, help="least side of an image in the grid")
     add("--npz", help="also write images (n, h, w, c) uint8 and labels (n,) to this .npz file")
     add("--png-folder", help="also write every image as a PNG file here, a sub-folder for each class")
     add_sampling_options(parser)
@@ -203,24 +229,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the script; returns its exit status."""
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
         sampler = Sampler(args.model, SamplingOptions.from_args(args), args.device)
         numbers = class_numbers(args.classes, sampler.classes)[: None if args.classes else 16]
         labels = [number for number in numbers for _ in range(args.per_class)]
         images, calls = sampler.draw_batches(labels, args.seed, args.batch_size, "sampling")
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
         names = [sampler.classes[number] for number in numbers]
         wt.image_grid(images, args.per_class, row_labels=names, tile=args.tile).save(out, optimize=True)
         about = {**sampler.describe(), "nfe": calls, "seed": args.seed, "model": args.model, "classes": names,
                  "per_class": args.per_class}  # fmt: skip
-        out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        wt.write_atomically(out.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
         if args.npz:
             import numpy as np
 
             np.savez_compressed(args.npz, images=wt.to_uint8(images).permute(0, 2, 3, 1).numpy(), labels=labels)
         if args.png_folder:
             write_images(images, labels, sampler.classes, Path(args.png_folder))
-    except WavemambaError as error:
+    except (WavemambaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{out}: {len(labels)} samples of {len(names)} classes, {calls} function evaluations")

@@ -82,6 +82,28 @@ def test_probes_come_from_their_streams_and_the_batch_does_not_matter() -> None:
     torch.testing.assert_close(alone, together[1:2], rtol=1e-10, atol=1e-10)
 
 
+def test_one_generator_deals_the_probes_of_any_batch() -> None:
+    velocity, exact = density(get_path("gvp"))
+    x = exact.sample((3,))
+
+    def estimate(count: int) -> torch.Tensor:
+        source = torch.Generator().manual_seed(3)
+        return log_likelihood(velocity, x[:count], Objective("gvp"), solver="rk4", steps=10, generator=source).log_prob
+
+    assert torch.equal(estimate(3), estimate(3))
+    torch.testing.assert_close(estimate(2), estimate(3)[:2], rtol=1e-10, atol=1e-10)
+
+
+def test_bits_per_dimension_are_the_entropy_of_the_data(gaussian) -> None:
+    """Averaged over the data, `-log p` is the entropy `ln(std sqrt(2 pi e))` a dimension."""
+    data = gaussian(get_path("gvp"))
+    normal = torch.linspace(0.5 / 512, 1 - 0.5 / 512, 512, dtype=torch.float64)
+    x = data.mean + data.std * torch.distributions.Normal(0.0, 1.0).icdf(normal)[:, None]
+    found = log_likelihood(data.velocity, x, Objective("gvp"), solver="rk4", steps=50, bin_width=2 / 256, generator=0)
+    entropy = math.log2(data.std * math.sqrt(2 * math.pi * math.e))
+    assert found.bits_per_dim.mean().item() == pytest.approx(entropy - math.log2(2 / 256), rel=1e-3)
+
+
 def test_parameters_get_no_gradient_and_progress_has_the_data_shape() -> None:
     weight = torch.full((1,), -0.5, requires_grad=True)
     shapes = []

@@ -133,6 +133,21 @@ def test_a_sample_does_not_depend_on_its_batch(solver: str) -> None:
         sample_sde(model, torch.zeros(3, 2, 3), Objective("gvp"), generator=[1, 2])
 
 
+@pytest.mark.parametrize("solver", SDE_SOLVERS)
+def test_one_generator_makes_a_sample_reproducible_in_any_batch(solver: str) -> None:
+    """Noise and increments from one generator each: the k-th sample is the same however many follow it."""
+
+    def sample(count: int, seed: int = 3) -> torch.Tensor:
+        noise = sample_noise((count, 2, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        source = torch.Generator().manual_seed(seed)
+        return sample_sde(lambda x, t: -x, noise, Objective("gvp"), solver=solver, steps=8, generator=source)
+
+    whole = sample(5)
+    assert torch.equal(sample(5), whole)
+    torch.testing.assert_close(sample(2), whole[:2], rtol=1e-12, atol=1e-12)
+    assert not torch.equal(sample(5, seed=4), whole)
+
+
 @pytest.mark.parametrize(
     ("solver", "last", "calls"), [("euler_maruyama", "mean", 10), ("euler_maruyama", None, 10), ("heun", "tweedie", 19)]
 )

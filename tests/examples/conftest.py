@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples.tiny_runs import TINY
+from examples.tiny_runs import TINY, fresh_accelerate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -22,12 +22,9 @@ def _examples_on_the_path():
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
-    from accelerate.state import AcceleratorState, GradientState
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh_accelerate()
     yield
     torch.set_num_threads(threads)
 
@@ -94,3 +91,37 @@ def trained(tmp_path_factory):
     assert train_dimsum.main(["--data=digits", f"--out={out}", *options]) == 0
     torch.set_num_threads(threads)
     return out
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(
+        **blocks, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1,
+        scaling_factor=0.5,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def latents(tmp_path):
+    """A folder of random latents, 12 of them: `latents(classes)`."""
+    from wavemamba.training import LatentShardWriter
+
+    def write(classes):
+        folder = tmp_path / "latents"
+        description = {"shape": [4, 8, 8], "mirrored": True}
+        writer = LatentShardWriter(folder, description, total=12, shard_size=8)
+        for number, which in writer.missing():
+            draw = torch.Generator().manual_seed(number)
+            names = ("mean", "std", "mean_mirrored", "std_mirrored")
+            tensors = {name: torch.rand(len(which), 4, 8, 8, generator=draw) for name in names}
+            writer.write(number, {**tensors, "label": torch.tensor([i % classes for i in which])})
+        writer.finish(tuple(f"class {i}" for i in range(classes)))
+        return folder
+
+    return write

@@ -1,10 +1,11 @@
 """Training runs in processes of their own that start at once: forked from a server which has trained one step."""
 
+import multiprocessing
 import os
 import sys
 import tempfile
 
-from examples.tiny_runs import ROOT, TINY
+from examples.tiny_runs import ROOT, TINY, fresh_accelerate
 
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -15,6 +16,7 @@ def train(arguments, output):
     import train_dimsum
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as the script's own loaders on Linux, not the server's way
     with open(output, "a", buffering=1) as file:
         sys.stdout = sys.stderr = file
         status = train_dimsum.main(arguments)
@@ -39,13 +41,11 @@ class Forked:
 
 def _train_a_step():
     import train_dimsum
-    from accelerate.state import AcceleratorState, GradientState
 
     with tempfile.TemporaryDirectory() as folder:
         options = ["--steps=1", "--batch-size=4", "--accumulate=2", "--threads=1", "--sample-steps=1", "--quiet"]
         train_dimsum.main(["--data=digits", *TINY, *options, f"--out={folder}"])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh_accelerate()
 
 
 if "forkserver" in " ".join(sys.orig_argv):

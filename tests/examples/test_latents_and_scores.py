@@ -20,20 +20,6 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory):
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("autoencoder")
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(
-        **blocks, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1,
-        scaling_factor=0.5,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
 def test_samples_a_grid_files_and_their_description(trained, tmp_path):
     import sample_dimsum
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,14 +167,44 @@ def test_recipes_hold_options_and_model_options_that_exist(recipe):
     from wavemamba.training import parse_overrides
 
     args = train_dimsum.build_parser().parse(["--recipe", str(recipe), "--data=x", "--out=y"])
-    assert (args.path, args.prediction, args.ema, args.weight_decay) == ("gvp", "velocity", 0.9999, 0.0)
+    assert (args.model, args.path, args.prediction, args.precision) == ("dimsum_l2", "gvp", "velocity", "bf16")
+    assert (args.ema, args.weight_decay, args.schedule, args.warmup) == (0.9999, 0.0, "constant", 0)
+    published = {"celeba256": (225, 1e-4, 2.0), "church256": (395, 5e-5, 2.0), "imagenet256": (510, 1e-4, 1.0)}
+    assert (args.epochs, args.lr, args.clip) == published[recipe.stem]
     with torch.device("meta"):
-        model = create_model(args.model, **parse_overrides(args.set))
-    assert model.num_classes == (1000 if recipe.stem == "imagenet256" else 0)
+        model = create_model(args.model, img_size=32, in_chans=4, **parse_overrides(args.set))
+    conditional = recipe.stem == "imagenet256"
+    config = model.config
+    assert (config.drop_path_rate, config.class_dropout) == (0.1, 0.15 if conditional else config.class_dropout)
+    assert model.num_classes == (1000 if conditional else 0)
 
 
-@pytest.mark.parametrize("options", [("--precision=bf16",), ("--checkpoint-activations",)])
-def test_options_of_speed_and_memory_train(train, options):
+@pytest.mark.parametrize("recipe", ["celeba256", "church256", "imagenet256"])
+def test_recipes_train(recipe, train, latents, autoencoder):
+    """Each on latents, with a tiny model of its classes and everything else as it is, but for the size of a batch."""
+    small = [*TINY[1:], "num_classes=3"] if recipe == "imagenet256" else TINY[1:]
+    out, status = train(
+        "a",
+        f"--recipe={ROOT / 'examples' / 'recipes' / recipe}.yaml",
+        f"--data={latents(classes=3 if recipe == 'imagenet256' else 1)}",
+        f"--autoencoder={autoencoder}",
+        *("--set", "depth=2", *small),
+        *("--epochs=1", "--batch-size=6", "--sample-every=1", "--workers=1"),
+    )
+    assert status == 0
+    assert len(losses(out)) == 2
+    about = json.loads((out / "model" / "training.json").read_text())
+    assert (about["precision"], about["ema"], about["step"]) == ("bf16", 0.9999, 2)
+    assert DiMSUM.from_pretrained(out / "model").num_classes == (3 if recipe == "imagenet256" else 0)
+    assert len(list((out / "samples").iterdir())) == 2
+    assert list((out / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("options", [("--precision=bf16",), ("--checkpoint-activations",), ("--compile",)])
+def test_options_of_speed_and_memory_train(train, options, monkeypatch):
+    # Without the C++ compiler's half a minute; that compiled models compute the same is tested with the models.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
     out, status = train("a", *options, steps=2)
     assert status == 0
     assert all(torch.isfinite(v).all() for v in load_file(out / "model/model.safetensors").values())
@@ -206,8 +237,6 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(tmp_path, launc
 
 
 def test_the_comparison_sees_a_single_bit(tmp_path, kill_resume, train):
-    import shutil
-
     shutil.copytree(train("a", steps=2)[0], tmp_path / "b")
     assert kill_resume.compare(tmp_path / "a", tmp_path / "b") == []
     checkpoints = Checkpoints(tmp_path / "b" / "checkpoints")
@@ -223,7 +252,7 @@ def options_of_a_long_run(out, *more):
 
 
 def wait_for_a_log(process, out, steps=1):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(losses(out)) < steps and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
 
@@ -233,7 +262,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, launch):
     process = launch(options_of_a_long_run(out), output)
     wait_for_a_log(process, out, 3)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     step, _ = Checkpoints(out / "checkpoints").load()
     assert step == len(losses(out)) >= 3
     assert f"step {step} is saved" in output.read_text()
@@ -246,7 +275,7 @@ def test_a_second_job_in_the_same_folder_is_refused_until_the_first_is_killed(tm
     wait_for_a_log(first, tmp_path / "a")
     before = (tmp_path / "a" / "settings.json").read_bytes()
     second = launch(options_of_a_long_run(tmp_path / "a"), tmp_path / "second.txt")
-    assert second.wait(60) == 1
+    assert second.wait(300) == 1
     assert f"process {first.pid} on " in (tmp_path / "second.txt").read_text()
     assert "--out" in (tmp_path / "second.txt").read_text()
     assert (tmp_path / "a" / "settings.json").read_bytes() == before
@@ -254,19 +283,18 @@ def test_a_second_job_in_the_same_folder_is_refused_until_the_first_is_killed(tm
     first.kill()
     first.wait()
     step, _ = Checkpoints(tmp_path / "a" / "checkpoints").load()
-    begun = time.monotonic()
     third = launch(options_of_a_long_run(tmp_path / "a", "--workers=1", "--save-every=1"))
     wait_for_a_log(third, tmp_path / "a", step + 1)
-    third.kill()
-    assert third.wait() == -9
-    assert time.monotonic() - begun < 60
+    assert len(losses(tmp_path / "a")) > step
+    os.kill(third.pid, signal.SIGTERM)
+    assert third.wait(300) == 0
     assert Checkpoints(tmp_path / "a" / "checkpoints").load()[0] >= step
 
 
 def test_two_processes_train_and_judge_as_one(tmp_path, trained):
     import evaluate
     import train_dimsum
-    from examples.tiny_runs import SmallFeatures, evaluate_options, small_state, train_options
+    from examples.tiny_runs import SmallFeatures, evaluate_options, train_options
 
     from wavemamba.training import Digits, to_uint8
 
@@ -298,20 +326,19 @@ def test_two_processes_train_and_judge_as_one(tmp_path, trained):
     for name in ("fid", "sfid", "inception_score_mean", "precision", "recall"):
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-7), name
 
-    # What two processes sharded and saved goes on in one.
-    state, step = small_state()
-    step()
-    step()
-    expected = state.collect()
-    loaded_step, saved = Checkpoints(tmp_path / "sharded").load()
-    resumed, _ = small_state()
-    resumed.restore(saved)
-    assert (loaded_step, resumed.step) == (2, 2)
-    found = resumed.collect()
-    for part in ("model", "ema"):
-        for name, value in expected[part].items():
-            torch.testing.assert_close(found[part][name], value, rtol=1e-4, atol=1e-5)
-    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 3)
+    # Sharded by FSDP2, saved whole: the same curve and weights, and what two processes saved goes on in one.
+    sharded = tmp_path / "sharded"
+    for a, b in zip(read_log(tmp_path / "two" / "log.jsonl"), read_log(sharded / "log.jsonl"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    shutil.copytree(sharded, tmp_path / "again")
+    for step in Checkpoints(tmp_path / "again" / "checkpoints").steps()[1:]:
+        shutil.rmtree(tmp_path / "again" / "checkpoints" / f"step-{step:08d}")
+    options = train_options(tmp_path / "again", "class_dropout=0.2", "drop_path_rate=0.1")
+    assert train_dimsum.main([*options, "--accumulate=2"]) == 0
+    for name in ("two", "again"):
+        found = load_file(tmp_path / name / "model" / "model.safetensors")
+        for key, value in load_file(sharded / "model" / "model.safetensors").items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
 
 
 def test_one_large_batch_is_two_half_batches(train):

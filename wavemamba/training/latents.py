@@ -44,7 +44,7 @@ class LatentShardWriter:
         self.description = json.loads(json.dumps({**description, "total": total, "shard_size": shard_size}))
         begun = self.folder / "begun.json"
         if begun.exists():
-            found = json.loads(begun.read_text())
+            found = _read_object(begun, "give another output folder")
             differing = sorted(
                 key for key in {*found, *self.description} if found.get(key) != self.description.get(key)
             )
@@ -101,7 +101,7 @@ class LatentShardWriter:
         try:
             entry = json.loads(path.with_suffix(".json").read_text())
             return _mismatch(path, entry, checksum=True) is None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
@@ -122,29 +122,33 @@ class LatentShards:
 
     def __init__(self, folder: str | Path, *, mirror: bool = False, verify: bool = False) -> None:
         self.folder = Path(folder)
+        remedy = "run examples/encode_latents.py to its end"
+        self.index = _read_object(self.folder / INDEX_FILE, remedy)
         try:
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX_FILE).read_text())
-        except (OSError, ValueError) as error:
+            self._total, self._shard_size = int(self.index["total"]), int(self.index["shard_size"])
+            mirrored = bool(self.index["mirrored"])
+            entries = [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in self.index["shards"]]
+            self.classes: tuple[str, ...] = tuple(self.index["classes"])
+            channels, height, width = map(int, self.index["shape"])
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.folder / INDEX_FILE}: expected the index of finished latent shards ({error}); "
-                "run examples/encode_latents.py to its end"
+                f"{self.folder / INDEX_FILE}: expected the index of latent shards ({error!r}); {remedy}"
             ) from error
-        for entry in self.index["shards"]:
+        self.shape: tuple[int, int, int] = (channels, height, width)
+        for entry in entries:
             if reason := _mismatch(self.folder / entry["file"], entry, checksum=verify):
                 raise DataError(f"{reason}; delete the file and run examples/encode_latents.py again")
-        if mirror and not self.index["mirrored"]:
+        if mirror and not mirrored:
             raise DataError(f"{self.folder}: expected mirrored latents, there are none; encode with --mirror")
         self.mirror = mirror
-        self.classes: tuple[str, ...] = tuple(self.index["classes"])
-        self.shape: tuple[int, int, int] = tuple(self.index["shape"])
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        return int(self.index["total"])
+        return self._total
 
     def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
         """Latent `index`, `(c, h, w)` float32, and its class."""
-        number, row = divmod(index, int(self.index["shard_size"]))
+        number, row = divmod(index, self._shard_size)
         shard = self._shard(number)
         mirrored = self.mirror and generator is not None and bool(torch.rand((), generator=generator) < 0.5)
         suffix = "_mirrored" if mirrored else ""
@@ -166,6 +170,16 @@ class LatentShards:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # mappings are opened anew in a spawned worker
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a file of finished latent shards ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(found).__name__}; {remedy}")
+    return found
 
 
 def _mismatch(path: Path, entry: dict[str, Any], *, checksum: bool) -> str | None:
