@@ -53,7 +53,12 @@ def build_parser() -> wt.RecipeParser:
     add("--batch-size", type=wt.number(int, 1), default=32, help="images encoded at once")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="of the stored numbers")
     add("--workers", type=wt.number(int, 0), default=0, help="processes that read images")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the autoencoder runs")
+    add(
+        "--device",
+        type=wt.device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the autoencoder runs",
+    )
     return parser
 
 

@@ -171,8 +171,8 @@ def read_about(path: Path) -> dict:
         about = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise CheckpointError(f"{path}: expected JSON, got {error}; export the model again") from error
-    if not isinstance(about, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(about).__name__}; export the model again")
+    if not isinstance(about, dict) or not isinstance(about.get("classes", []), list):
+        raise CheckpointError(f"{path}: expected a JSON object with a list of classes; export the model again")
     return about
 
 
@@ -208,7 +208,7 @@ def build_parser() -> wt.RecipeParser:
     add("--per-class", type=wt.number(int, 1), default=8, help="samples of each class, a row of the grid")
     add("--seed", type=int, default=0, help="of the noise")
     add("--batch-size", type=wt.number(int, 1), default=128, help="samples made at once; does not change them")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
+    add("--device", type=wt.device, default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
     add("--tile", type=wt.number(int, 1), default=32, help="least side of an image in the grid")
     add("--npz", help="also write images (n, h, w, c) uint8 and labels (n,) to this .npz file")
     add("--png-folder", help="also write every image as a PNG file here, a sub-folder for each class")
@@ -230,6 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
         out = Path(args.out)
+        if out.suffix != ".png":
+            raise ConfigError(
+                f"out: expected the name of a .png file, got {args.out}; single images go to --png-folder"
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         sampler = Sampler(args.model, SamplingOptions.from_args(args), args.device)
         numbers = class_numbers(args.classes, sampler.classes)[: None if args.classes else 16]

@@ -35,7 +35,7 @@ from wavemamba.training.randomness import (
     restore_random_state,
     seed_everything,
 )
-from wavemamba.training.recipe import RecipeParser, number, parse_overrides
+from wavemamba.training.recipe import RecipeParser, device, number, parse_overrides
 from wavemamba.training.state import TrainState
 from wavemamba.training.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
 
@@ -60,6 +60,7 @@ __all__ = [
     "check_same_checkpoint",
     "check_same_settings",
     "derive_seed",
+    "device",
     "fingerprint",
     "generator_for",
     "held_out_loss",

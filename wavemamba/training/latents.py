@@ -130,6 +130,8 @@ class LatentShards:
             entries = [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in self.index["shards"]]
             self.classes: tuple[str, ...] = tuple(self.index["classes"])
             channels, height, width = map(int, self.index["shape"])
+            if self._total < 1 or len(entries) != -(-self._total // self._shard_size):
+                raise ValueError(f"{len(entries)} shards of {self._shard_size} for {self._total} examples")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.folder / INDEX_FILE}: expected the index of latent shards ({error!r}); {remedy}"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wavemamba.errors import ConfigError
 
 
@@ -52,7 +54,7 @@ class RecipeParser(argparse.ArgumentParser):
 
         try:
             entries = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: expected a readable YAML recipe ({error})") from error
         if not isinstance(entries, dict):
             raise ConfigError(f"{path}: expected a mapping of option names to values, got {type(entries).__name__}")
@@ -100,6 +102,15 @@ def number(
         return value
 
     return convert
+
+
+def device(text: str) -> torch.device:
+    """A type for `add_argument`: a device that is there."""
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"expected a device such as cpu or cuda:0, got {text!r} ({reason})") from None
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
