@@ -1,6 +1,7 @@
 """Sampling, encoding and evaluation scripts."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,10 +38,23 @@ def test_samples_a_grid_files_and_their_description(trained, tmp_path):
     assert Image.open(out).size[0] > 4 * 32
 
 
-def test_samples_do_not_depend_on_their_batch(trained):
+def test_samples_that_are_not_finite_are_an_error(trained):
     from sample_dimsum import Sampler, SamplingOptions
 
-    sampler = Sampler(trained / "model", SamplingOptions(solver="euler", steps=3))
+    from wavemamba import WavemambaError
+
+    sampler = Sampler(trained / "model", SamplingOptions(solver="euler", steps=1))
+    sampler.model.head.linear.bias.data.fill_(torch.nan)
+    with pytest.raises(WavemambaError, match="NaN"):
+        sampler.draw([1], [2])
+
+
+@pytest.mark.parametrize("solver", ["euler", "dopri5"])
+def test_samples_do_not_depend_on_their_batch(trained, solver):
+    from sample_dimsum import Sampler, SamplingOptions
+
+    sampler = Sampler(trained / "model", SamplingOptions(solver=solver, steps=3))
+    assert sampler.describe()["step_control"] == ("sample" if solver == "dopri5" else "batch")
     labels = [i % 10 for i in range(12)]
     whole, _ = sampler.draw_batches(labels, 5, 12, "whole")
     parts, _ = sampler.draw_batches(labels, 5, 5, "parts")
@@ -54,13 +68,18 @@ def test_samples_do_not_depend_on_their_batch(trained):
     [
         (["--classes", "11"], "expected names or numbers below 10, got '11'"),
         (["--model=/nowhere"], "nowhere"),
+        (["--model={damaged}"], "training.json: expected JSON"),
+        (["--out=a.jpg"], "expected the name of a .png file, got a.jpg"),
+        (["--guidance-interval", "0.9", "0.1"], "expected 0 <= start <= end <= 1"),
     ],
 )
 def test_sampling_names_what_is_wrong(trained, tmp_path, capsys, options, message):
     import sample_dimsum
 
+    damaged = shutil.copytree(trained / "model", tmp_path / "damaged")
+    (damaged / "training.json").write_text("{")
     common = [f"--model={trained / 'model'}", f"--out={tmp_path / 'a.png'}"]
-    assert sample_dimsum.main([*common, *options]) == 1
+    assert sample_dimsum.main([*common, *(option.format(damaged=damaged) for option in options)]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
 
@@ -91,6 +110,15 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
     sampler = Sampler(run / "model", SamplingOptions(solver="euler", steps=2))
     assert sampler.draw([0, 1], [1, 2])[0].shape == (2, 3, 16, 16)
     assert sampler.describe()["autoencoder"] == str(autoencoder)
+
+
+def test_latents_are_not_judged_as_images(latents, images, train, autoencoder, tmp_path, capsys):
+    run, _ = train("a", f"--data={latents(classes=1)}", steps=1)
+    options = [f"--model={run / 'model'}", f"--reference={images}", "--count=10", "--solver=euler", "--steps=1"]
+    assert evaluate(tmp_path, *options) == (1, None)
+    assert "--autoencoder" in capsys.readouterr().err
+    status, scores = evaluate(tmp_path, *options, f"--autoencoder={autoencoder}")
+    assert (status, scores["samples"]["autoencoder"]) == (0, str(autoencoder))
 
 
 def evaluate(tmp_path, *options):
@@ -144,11 +172,20 @@ def test_a_live_model_is_judged_with_everything_that_moves_the_score(trained, im
         (["--reference=x"], "either --samples FOLDER or --model FOLDER"),
         (["--samples={images}", "--reference=/nowhere"], "nowhere"),
         (["--samples={images}", "--reference=/nowhere.npz"], "expected mu, sigma"),
+        (["--samples={images}", "--reference={bad}.npz"], "expected mu, sigma"),
+        (["--samples={images}", "--reference={small}.npz"], "expected mu of shape (6,)"),
+        (["--samples={images}/0/..", "--reference={few}"], "at least 10 images, got 3"),
         (["--samples={images}", "--reference={images}", "--count=1000"], "at least 1000 images"),
     ],
 )
 def test_evaluation_names_what_is_wrong(images, tmp_path, capsys, options, message):
-    status, scores = evaluate(tmp_path, *(option.format(images=images) for option in options))
+    named = {"images": images, **{name: tmp_path / name for name in ("bad", "small", "few")}}
+    (tmp_path / "bad.npz").write_bytes(b"PK no archive")
+    np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3), mu_s=np.zeros(3), sigma_s=np.eye(3))
+    named["few"].mkdir()
+    for path in sorted(images.rglob("*.png"))[:3]:
+        (named["few"] / path.name).symlink_to(path)
+    status, scores = evaluate(tmp_path, *(option.format(**named) for option in options))
     assert (status, scores) == (1, None)
     assert message in capsys.readouterr().err
 

@@ -94,6 +94,18 @@ def test_a_damaged_shard_is_found_and_encoded_again(tmp_path, damage):
     LatentShards(tmp_path, verify=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("index.json", "{"), ("index.json", "[]"), ("index.json", "{}"), ("index.json", None), ("begun.json", "{")],
+)
+def test_a_damaged_description_is_a_named_error(tmp_path, name, content):
+    write(tmp_path)
+    path = tmp_path / name
+    path.write_text(path.read_text().replace('"total": 10', '"total": 99') if content is None else content)
+    with pytest.raises(DataError, match=name):
+        write(tmp_path) if name == "begun.json" else LatentShards(tmp_path)
+
+
 def test_another_encoding_in_the_same_folder_is_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(DataError, match=r"autoencoder was 'test', is 'other'"):

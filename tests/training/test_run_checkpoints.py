@@ -65,6 +65,27 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert checkpoints.load()[1]["step"] == 4
 
 
+def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, state(3))
+    os.replace(checkpoints.path(3), tmp_path / ".old-00000003")
+    assert checkpoints.load()[1]["step"] == 3
+    os.replace(checkpoints.path(3), tmp_path / ".old-00000003")
+    checkpoints.save(4, state(4))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_half_under_its_name(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(1))
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: (path / "state.pt").unlink())
+    checkpoints.save(2, state(2))
+    assert checkpoints.steps() == [2]
+    monkeypatch.undo()
+    checkpoints.save(3, state(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_newest_falls_back_with_a_warning(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path)

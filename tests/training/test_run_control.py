@@ -1,20 +1,25 @@
 """Recipes, overrides, schedules, the refusal of other settings, and the log."""
 
+import argparse
 import math
 import os
+import re
 import signal
 
 import pytest
 import torch
 
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import CheckpointError, ConfigError, ShapeError
 from wavemamba.training import (
     RecipeParser,
     RunLog,
     StopSignal,
+    check_same_checkpoint,
     check_same_settings,
+    device,
     image_grid,
     learning_rate_factor,
+    number,
     parse_overrides,
     read_log,
     to_uint8,
@@ -23,8 +28,6 @@ from wavemamba.training import (
 
 @pytest.fixture
 def parser():
-    import argparse
-
     made = RecipeParser(prog="x")
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--lr", type=float, default=0.1)
@@ -49,11 +52,12 @@ def test_recipe_gives_options_and_the_command_line_wins(parser, tmp_path):
         ("batchsize: 8", "unknown option 'batchsize'; did you mean 'batch-size'"),
         ("- a\n- b", "expected a mapping"),
         ("a: [", "readable YAML"),
+        (b"\x89PNG", "readable YAML"),
     ],
 )
 def test_bad_recipes_are_named(parser, tmp_path, text, message):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(text)
+    recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
         parser.parse(["--recipe", str(recipe)])
     with pytest.raises(ConfigError, match=r"none\.yaml"):
@@ -83,6 +87,24 @@ def test_a_recipes_value_is_checked_like_the_command_lines(parser, tmp_path, cap
     assert "invalid choice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (number(int, 1), "0", "expected an integer >= 1, got 0"),
+        (number(int, 1), "2.5", "expected an integer >= 1, got '2.5'"),
+        (number(float, 0, 1), "1", "expected a number >= 0 and < 1, got 1"),
+        (number(float, 0), "nan", "expected a number >= 0, got nan"),
+        (number(float, 0), "inf", "expected a number >= 0, got inf"),
+        (number(float, 0, above=True), "0", "expected a number > 0, got 0"),
+        (device, "gpu", "expected a device such as cpu or cuda:0, got 'gpu'"),
+    ],
+)
+def test_values_out_of_range_are_named(kind, text, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(message)):
+        kind(text)
+    assert (number(int, 1)("3"), number(float, 0, 1)("0.5"), device("cpu")) == (3, 0.5, torch.device("cpu"))
+
+
 def test_overrides_are_literals_or_words():
     assert parse_overrides(["a=1", "b=(8, 8)", "c=mosaic", "d=None"]) == {"a": 1, "b": (8, 8), "c": "mosaic", "d": None}
     with pytest.raises(ConfigError, match="name=value"):
@@ -97,7 +119,7 @@ def test_learning_rate():
     assert math.isclose(cosine(60), 0.5)
     assert cosine(110) == cosine(1000) == 0
     assert learning_rate_factor("constant", warmup=0, steps=1)(0) == 1
-    with pytest.raises(ConfigError, match="constant, cosine"):
+    with pytest.raises(ConfigError, match="'constant', 'cosine'"):
         learning_rate_factor("linear", warmup=0, steps=1)
 
 
@@ -116,6 +138,26 @@ def test_first_signal_asks_and_handlers_come_back():
         assert stop.name == "SIGTERM"
         assert signal.getsignal(signal.SIGTERM) == before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_machines_that_see_other_checkpoints_are_refused(monkeypatch):
+    check_same_checkpoint(3, "runs/a")
+
+    def gather(found, own):
+        found[:] = [own, None]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    check_same_checkpoint(None, "runs/a")
+    with pytest.raises(CheckpointError, match=r"runs/a.*process 0: 3, process 1: None.*all machines share"):
+        check_same_checkpoint(3, "runs/a")
+
+
+def test_lines_that_a_crash_spoilt_are_left_out_of_the_log(tmp_path):
+    spoilt = b'{"step": 1, "loss": 2.0}\n\x00\x00\x00\n[1]\n{"loss": 1.0}\n{"step": 2, "loss": 1.0}\n\xff'
+    (tmp_path / "log.jsonl").write_bytes(spoilt)
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
 
 def test_log_drops_what_is_taken_again(tmp_path):
