@@ -57,12 +57,13 @@ def time_cases(
     *,
     rounds: int = 7,
     seed: int = 0,
-    statistic: Callable[[list[float]], float] = statistics.median,
+    warm: bool = False,
 ) -> dict[str, float]:
     """Seconds of each case (the median), all measured in one run, in a new random order every round.
 
     Neighbouring cases disturb each other through caches, frequency and idle threads; the random order spreads that
-    evenly. Each case runs once before.
+    evenly. Each case runs once before; with `warm` also once, untimed, right before every timed run, so that none pays
+    for the caches that the case before it left.
     """
     for case in cases.values():
         case()
@@ -71,18 +72,20 @@ def time_cases(
     for _ in range(rounds):
         generator.shuffle(order)
         for name in order:
+            if warm:
+                cases[name]()
             start = time.perf_counter()
             cases[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             samples[name].append(time.perf_counter() - start)
-    return {name: statistic(values) for name, values in samples.items()}
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as an aligned text table."""
-    heads = list(rows[0])
-    cells = [heads, *([_text(row[head]) for head in heads] for row in rows)]
+    """Rows as an aligned text table; what a row lacks stays empty."""
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    cells = [heads, *([_text(row.get(head, "")) for head in heads] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 

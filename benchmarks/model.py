@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import refuse_wrong, report, time_cases
-from scan import loop
+from scan import channels_first, loop
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -99,7 +99,7 @@ def loop_in_order(
     if order is not None:
         u, delta, B, C, z = (t.index_select(1, order) for t in (u, delta, B, C, z))
     inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": options["delta_bias"]}
-    y = loop(inputs, unbind=True)
+    y = loop(channels_first(inputs), unbind=True).mT
     return y if order is None else y.index_select(1, invert_permutation(order))
 
 

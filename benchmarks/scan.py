@@ -3,8 +3,8 @@
 Compared in one run, in random order: this library's kernel; the sequential loop over the steps in the layout and with
 the materialised exponentials of mamba-ssm's reference (written anew here: that package does not install without CUDA);
 mambapy's parallel scan (`pip install mambapy`; skipped where absent); and, as a yardstick of the machine, `torch.exp`
-over the B * L * E * N elements that any scan has to exponentiate, once into new and once into existing memory. Each is
-given its best round: what else runs on the machine only ever adds time.
+over the B * L * E * N elements that any scan has to exponentiate, once into new and once into existing memory. Medians
+over rounds, each case warmed up right before it is timed.
 
 python benchmarks/scan.py
 python benchmarks/scan.py --batch 1 --rounds 30 --memory-length 512
@@ -64,23 +64,28 @@ def ours(inputs: dict[str, Tensor], backend: str = "numba") -> Tensor:
     return ops.selective_scan(**inputs, delta_softplus=True, backend=backend)
 
 
+def channels_first(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sequences as (B, channels, L), the layout of mamba-ssm: what its users have, so not part of what is timed."""
+    return {name: value.mT.contiguous() if value.dim() == 3 else value for name, value in inputs.items()}
+
+
 def loop(inputs: dict[str, Tensor], unbind: bool) -> Tensor:
-    """The recurrence step by step on (B, E, L, N), exponentials and inputs of all steps formed beforehand."""
-    u, z = inputs["u"].mT.contiguous(), inputs["z"].mT.contiguous()
-    delta = F.softplus(inputs["delta"].mT.contiguous() + inputs["delta_bias"][:, None])
+    """The recurrence step by step on `channels_first` inputs, all exponentials and drives formed beforehand."""
+    u, B, C = inputs["u"], inputs["B"], inputs["C"]
+    delta = F.softplus(inputs["delta"] + inputs["delta_bias"][:, None])
     decay = torch.exp(torch.einsum("bel,en->beln", delta, inputs["A"]))
-    drive = torch.einsum("bel,bln,bel->beln", delta, inputs["B"], u)
+    drive = torch.einsum("bel,bnl,bel->beln", delta, B, u)
     state = decay.new_zeros(decay.shape[0], decay.shape[1], decay.shape[3])
     outputs = []
     if unbind:  # autograd writes a whole tensor of zeros for every slice that is taken by an index
-        slices = zip(decay.unbind(2), drive.unbind(2), inputs["C"].unbind(1), strict=True)
+        slices = zip(decay.unbind(2), drive.unbind(2), C.unbind(2), strict=True)
     else:
-        slices = ((decay[:, :, i], drive[:, :, i], inputs["C"][:, i]) for i in range(decay.shape[2]))
+        slices = ((decay[:, :, i], drive[:, :, i], C[:, :, i]) for i in range(decay.shape[2]))
     for decay_i, drive_i, C_i in slices:
         state = decay_i * state + drive_i
         outputs.append(torch.einsum("ben,bn->be", state, C_i))
     y = torch.stack(outputs, dim=2) + inputs["D"][:, None] * u
-    return (y * F.silu(z)).mT
+    return y * F.silu(inputs["z"])
 
 
 def parallel_scan(inputs: dict[str, Tensor]) -> Tensor:
@@ -101,6 +106,10 @@ def forward_and_backward(scan: Scan, inputs: dict[str, Tensor], dy: Tensor) -> t
     return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), dy))
 
 
+def arguments(contender: str, inputs: dict[str, Tensor], dy: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return (channels_first(inputs), dy.mT.contiguous()) if contender == "loop" else (inputs, dy)
+
+
 def check(scans: dict[str, Scan], inputs: dict[str, Tensor], dy: Tensor) -> dict[str, float]:
     """Compare every contender with float64; returns this library's error by tensor."""
     exact = {name: value.double() for name, value in inputs.items()}
@@ -108,7 +117,9 @@ def check(scans: dict[str, Scan], inputs: dict[str, Tensor], dy: Tensor) -> dict
     names = ("y", *inputs)
     errors: dict[str, float] = {}
     for contender, scan in scans.items():
-        results = forward_and_backward(scan, inputs, dy)
+        results = forward_and_backward(scan, *arguments(contender, inputs, dy))
+        if contender == "loop":
+            results = tuple(value.mT if value.dim() == 3 else value for value in results)
         for name, result, truth in zip(names, results, expected, strict=True):
             tolerance = TOLERANCE if contender == "wavemamba" else 1e-4
             error = refuse_wrong(f"{contender}, {name}", result, truth, tolerance)
@@ -131,22 +142,21 @@ def measure(batch: int, options: argparse.Namespace) -> tuple[list[dict[str, Any
     yardsticks = {"exp": lambda: torch.exp(source, out=target), "exp, new memory": lambda: torch.exp(source)}
 
     @torch.no_grad()
-    def forward(scan: Scan) -> Tensor:
+    def forward(scan: Scan, inputs: dict[str, Tensor], dy: Tensor) -> Tensor:
         return scan(inputs)
 
     rows = []
     for what in ("forward", "step"):
         cases: dict[str, Callable[[], Any]] = dict(yardsticks)
         for name, scan in scans.items():
-            if what == "forward":
-                fastest = functools.partial(loop, unbind=False) if name == "loop" else scan
-                cases[name] = functools.partial(forward, fastest)
-            else:
-                cases[name] = functools.partial(forward_and_backward, scan, inputs, dy)
+            run = forward if what == "forward" else forward_and_backward
+            if name == "loop":
+                scan = functools.partial(loop, unbind=what == "step")
+            cases[name] = functools.partial(run, scan, *arguments(name, inputs, dy))
         slow = {name: cases.pop(name) for name in ("loop", "pscan") if name in cases}
-        seconds = time_cases(cases, rounds=options.rounds, statistic=min)
+        seconds = time_cases(cases, rounds=options.rounds, warm=True)
         # The slow ones take turns with the kernel in a run of their own: among fast cases they would heat and stall.
-        slower = time_cases(slow | {"wavemamba": cases["wavemamba"]}, rounds=options.slow_rounds, statistic=min)
+        slower = time_cases(slow | {"wavemamba": cases["wavemamba"]}, rounds=options.slow_rounds, warm=True)
         ours_alone = slower.pop("wavemamba")
         limit = LIMITS[what]
         pscan_limit = limit["pscan"].get(batch) if isinstance(limit["pscan"], dict) else None
@@ -208,7 +218,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--slow-rounds", type=int, default=5, help="of the loop and of mambapy")
+    parser.add_argument("--slow-rounds", type=int, default=15, help="of the loop and of mambapy")
     parser.add_argument("--memory-length", type=int, default=16384, help="sequence of the memory measurement")
     parser.add_argument("--name", default="cpu-scan", help="of the JSON under benchmarks/results")
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """These tests run the Triton kernels on a GPU; with TRITON_INTERPRET=1 the same ones run small, on the CPU."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def _expect_working_interpreter():
         if "0-dimensional" not in str(error):
             raise
         pytest.skip("this Triton's interpreter does not run with this NumPy: install numpy<2.4")
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """The interpreter is slow, and a program takes whole chunks: make them short, and cross their borders often."""
+    if INTERPRETING:
+        monkeypatch.setattr(importlib.import_module("wavemamba.ops.selective_scan.triton_plan"), "CHUNK", 8)
 
 
 @pytest.fixture(scope="session")

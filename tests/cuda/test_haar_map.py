@@ -14,13 +14,11 @@ def image(device, levels, channels, batch=2, rows=1, columns=2):
     return torch.randn(batch, side * rows, side * columns, channels, generator=generator).to(device)
 
 
-@pytest.mark.parametrize("with_order", [False, True])
-@pytest.mark.parametrize("channels", [5, 16])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "channels"), [("channel", 5), ("channel", 16), ("interleaved", 3), ("mosaic", 5)])
 @pytest.mark.parametrize("levels", [0, 1, 2])
-def test_map_and_inverse(device, levels, layout, channels, with_order):
-    x = image(device, levels, channels)
-    order = torch.randperm(x.shape[1] * x.shape[2]).to(device) if with_order else None
+def test_map_and_inverse(device, levels, layout, channels):
+    x = image(device, levels, channels, rows=2)
+    order = torch.randperm(x.shape[1] * x.shape[2]).to(device) if levels != 1 else None
     y = to_haar_map(x, levels, layout, order=order, backend="triton")
     expected = to_haar_map(x.double(), levels, layout, order=order, backend="reference")
     assert relative_error(y, expected) < 3e-7

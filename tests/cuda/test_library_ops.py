@@ -111,12 +111,13 @@ def test_function_transforms(block, x, device):
 
 def test_registrations(device):
     """PyTorch's own check of schema, fake tensors, autograd and tracing with symbolic sizes."""
-    inputs = {k: v.float().to(device).requires_grad_() for k, v in scan_inputs(length=3).items()}
+    sizes = {"batch": 1, "length": 3, "width": 2, "state": 2}
+    inputs = {k: v.float().to(device).requires_grad_() for k, v in scan_inputs(**sizes).items()}
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     order = torch.randperm(3).to(device)
     arguments = (*(inputs[k] for k in names), True, inputs["initial_state"], order, True)
     torch.library.opcheck(scan_op._scan_op, arguments)
-    x, weight = torch.randn(2, 3, 6, device=device, requires_grad=True), torch.randn(6, 2, device=device)
+    x, weight = torch.randn(1, 3, 6, device=device, requires_grad=True), torch.randn(6, 2, device=device)
     torch.library.opcheck(conv_op._conv_op, (x, weight, None, True, None, order))
     image = torch.randn(1, 2, 4, 4, device=device, requires_grad=True)
     torch.library.opcheck(haar_op._haar_map_op, (image, 1, "channel", None, 0.5, False))

@@ -47,16 +47,16 @@ def inputs_in(dtype, **sizes):
 
 
 @pytest.mark.parametrize("with_order", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 37])
+@pytest.mark.parametrize("length", [1, 2, 19])
 def test_every_length_and_order(device, sizes, length, with_order):
-    length = sizes(length, {1: 1, 2: 129, 37: 1027}[length])
-    inputs = inputs_in(torch.float32, batch=1, length=length, width=sizes(20, 130), state=16)
+    length = sizes(length, {1: 1, 2: 129, 19: 1027}[length])
+    inputs = inputs_in(torch.float32, batch=1, length=length, width=sizes(7, 130), state=16)
     assert_agrees(inputs, device, delta_softplus=True, order=torch.randperm(length) if with_order else None)
 
 
 @pytest.mark.parametrize(("width", "state", "groups"), [(1, 1, 1), (6, 3, 2), (33, 4, 1), (4, 40, 2), (2, 600, 1)])
 def test_every_width_state_size_and_group(device, sizes, width, state, groups):
-    inputs = inputs_in(torch.float32, length=sizes(5, 70), width=width, state=state, groups=groups)
+    inputs = inputs_in(torch.float32, batch=1, length=sizes(3, 70), width=width, state=state, groups=groups)
     assert_agrees(inputs, device, delta_softplus=True)
 
 
@@ -143,10 +143,9 @@ def test_gradient_that_is_an_expanded_number(device):
 @pytest.mark.parametrize("with_order", [False, True])
 def test_segments_of_a_long_sequence(device, sizes, monkeypatch, with_order):
     """A batch too small for the GPU: the sequence is cut, and the parts are chained."""
-    monkeypatch.setattr(plan, "CHUNK", sizes(8, 32))
     monkeypatch.setattr(plan, "SHORTEST_SEGMENT", sizes(8, 64))
     monkeypatch.setattr(plan, "multiprocessors", lambda tensor: 100)
-    length = sizes(35, 4099)
+    length = sizes(33, 4099)
     inputs = inputs_in(torch.float32, batch=1, length=length, width=sizes(4, 64))
     order = torch.randperm(length) if with_order else None
     cut = plan.Segments.of(plan.Sizes.of(inputs["u"], inputs["B"]), inputs["u"])

@@ -61,7 +61,8 @@ def test_every_length_order_and_group(length, with_order, groups):
 
 @pytest.mark.parametrize(("width", "state"), [(1, 1), (15, 2), (16, 16), (17, 3), (130, 16), (300, 1)])
 def test_every_width_and_state_size(width, state):
-    assert_agrees(inputs_in(torch.float32, length=37, width=width, state=state), delta_softplus=True)
+    tolerance = 5e-6 if width == 1 else TOLERANCE[torch.float32]  # the gradient of one bias is a sum that may cancel
+    assert_agrees(inputs_in(torch.float32, length=37, width=width, state=state), tolerance, delta_softplus=True)
 
 
 @pytest.mark.parametrize("softplus", [False, True])

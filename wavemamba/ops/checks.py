@@ -18,8 +18,9 @@ def expect_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], me
         remedy: what the caller can do about it.
     """
     shape = tensor.shape
-    fits = len(shape) == len(expected) and all(e is None or s == e for s, e in zip(shape, expected, strict=True))
-    if not fits:
+    if shape == expected:
+        return
+    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected, strict=True)):
         sizes = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
         hint = f"; {remedy}" if remedy else ""
         raise ShapeError(f"{name}: expected {meaning} = {sizes}, got {tuple(shape)}{hint}")

@@ -9,7 +9,16 @@ minimax fits of their own.
 
 from __future__ import annotations
 
-from wavemamba.ops.numba_simd import inline, power_of_two, splat, where_less
+from wavemamba.ops.numba_simd import (
+    HAS_SCALE,
+    inline,
+    minus_nearest_integer,
+    nearest_integer,
+    power_of_two,
+    scale,
+    splat,
+    where_less,
+)
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -26,8 +35,8 @@ def _clamp(x, low, high):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
-def _scaled_power(shifted, r):  # type: ignore[no-untyped-def]  # numba infers
-    """2**(n + r), n in the low bits of `shifted`, |r| <= 1/2; 0 for n = -127, infinity for n = 128.
+def _power(r):  # type: ignore[no-untyped-def]  # numba infers
+    """2**r for |r| <= 1/2.
 
     The polynomial is the minimax of (2**r - 1) / r, relative error 2e-9, so that 2**0 is exactly 1.
     """
@@ -36,18 +45,21 @@ def _scaled_power(shifted, r):  # type: ignore[no-untyped-def]  # numba infers
     p = p * r + splat(0.05550332545955144)
     p = p * r + splat(0.24022647923212728)
     p = p * r + splat(0.6931472028011885)
-    return (p * r + splat(1.0)) * power_of_two(shifted)
+    return p * r + splat(1.0)
 
 
 @inline
 def exp2_product(a, b):  # type: ignore[no-untyped-def]  # numba infers
     """2**(a * b), relative error below 2**-24 (2 + |a * b|): the power itself is exact to 1.5 units in the last place.
 
-    0 below 2**-126.5, infinity above 2**127.5.
+    0 below 2**-150, or 2**-126.5 on some machines; infinity above 2**128, or 2**127.5.
     """
-    x = _clamp(a * b, -127.0, 128.0)
+    x = a * b
+    if HAS_SCALE:
+        return scale(_power(minus_nearest_integer(x)), nearest_integer(x))
+    x = _clamp(x, -127.0, 128.0)
     shifted = x + splat(_SHIFT)
-    return _scaled_power(shifted, x - (shifted - splat(_SHIFT)))
+    return _power(x - (shifted - splat(_SHIFT))) * power_of_two(shifted)
 
 
 @inline
@@ -57,7 +69,7 @@ def exp(x):  # type: ignore[no-untyped-def]  # numba infers
     shifted = x * splat(LOG2_E) + splat(_SHIFT)
     n = shifted - splat(_SHIFT)
     r = (x - n * splat(_LN_2_HIGH)) - n * splat(_LN_2_LOW)
-    return _scaled_power(shifted, r * splat(LOG2_E))
+    return _power(r * splat(LOG2_E)) * power_of_two(shifted)
 
 
 @inline
@@ -67,9 +79,8 @@ def _exp_minus_abs(x):  # type: ignore[no-untyped-def]  # numba infers
 
 @inline
 def sigmoid(x):  # type: ignore[no-untyped-def]  # numba infers
-    """1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow."""
-    small = _exp_minus_abs(x)
-    return where_less(x, splat(0.0), small, splat(1.0)) / (splat(1.0) + small)
+    """1 / (1 + exp(-x)); where the exponential overflows to infinity, 0."""
+    return splat(1.0) / (splat(1.0) + exp(splat(0.0) - x))
 
 
 @inline

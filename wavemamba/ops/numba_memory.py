@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wavemamba.ops.numba_simd import LANES, get_float, get_int, inline, load, put_float, splat, store
+from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, get_float, get_int, inline, load, put_float, splat, store
 
 
 @inline
@@ -56,12 +56,13 @@ def keep_alive(buffer):  # type: ignore[no-untyped-def]  # numba infers
 @inline
 def load_matrix(source, target, count, columns, block, padded, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of a (count, columns) matrix to columns of a (padded, block) tile, times `factor`; absent ones are 0."""
-    for n in range(padded):
-        for e in range(block):
-            value = np.float32(0.0)
-            if e < count and n < columns and source != 0:
+    for at in range(target, target + 4 * padded * block, VECTOR_BYTES):
+        store(at, splat(0.0))
+    if source != 0:
+        for e in range(count):
+            for n in range(columns):
                 value = np.float32(get_float(source + 4 * (e * columns + n)) * np.float64(factor))
-            put_float(target + 4 * (n * block + e), value)
+                put_float(target + 4 * (n * block + e), value)
 
 
 @inline

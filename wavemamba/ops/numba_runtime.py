@@ -15,18 +15,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numba import cfunc, from_dtype, types
 from numba.np.numpy_support import carray
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.errors import ShapeError
@@ -35,6 +35,11 @@ from wavemamba.ops.numba_simd import LANES, splat, take_item
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
 """A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
+_COUNT = 8
+"""Where a job has the number of its items, in bytes."""
+
+
+FilledJob: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
 
 class Job:
@@ -46,12 +51,21 @@ class Job:
 
     def __init__(self, **fields: Any) -> None:
         self.names = tuple(fields)
-        self.dtype = np.dtype([("next", np.int64), ("count", np.int64), *fields.items()])
-        self.signature = types.void(types.CPointer(from_dtype(self.dtype)))  # type: ignore[no-untyped-call]  # as above
+        dtype = np.dtype([("next", np.int64), ("count", np.int64), *fields.items()])
+        self.signature = types.void(types.CPointer(from_dtype(dtype)))  # type: ignore[no-untyped-call]  # as above
+        codes = "".join(3 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
+        self._packed = struct.Struct("=qq" + codes.replace("l", "q"))
 
-    def fill(self, count: int, **values: Any) -> NDArray[np.void]:
+    def fill(self, count: int, **values: Any) -> FilledJob:
         """A job of `count` items; every field must be given."""
-        return np.array((0, count, *(values[name] for name in self.names)), self.dtype)
+        numbers: list[Any] = [0, count]
+        for name in self.names:
+            value = values[name]
+            if type(value) is tuple:
+                numbers += value
+            else:
+                numbers.append(value)
+        return ctypes.create_string_buffer(self._packed.pack(*numbers), self._packed.size)
 
 
 def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
@@ -160,20 +174,21 @@ def _openmp_parallel() -> Any:
     return None
 
 
-def launch(compiled: Any, job: NDArray[np.void]) -> None:
+def launch(compiled: Any, job: FilledJob) -> None:
     """Run a kernel on `torch.get_num_threads()` threads, without the GIL; returns when all items are done.
 
     Args:
         compiled: made by `kernel`; its items must not depend on each other.
         job: made by the kernel's `Job.fill`; the tensors behind its addresses are the caller's to keep alive.
     """
-    threads = min(torch.get_num_threads(), int(job["count"]))
-    if threads == 1:
-        compiled.ctypes(job.ctypes.data)
+    place = ctypes.addressof(job)
+    threads = min(torch.get_num_threads(), ctypes.c_int64.from_address(place + _COUNT).value)
+    if threads <= 1:
+        compiled.ctypes(place)
     elif not _forked and (parallel := _openmp_parallel()) is not None:
-        parallel(compiled.address, job.ctypes.data, threads, 0)
+        parallel(compiled.address, place, threads, 0)
     else:
-        _pool.run(compiled.ctypes, job.ctypes.data, threads)
+        _pool.run(compiled.ctypes, place, threads)
 
 
 _SUM = Job(slices=np.int64, size=np.int64, source=np.int64, target=np.int64)

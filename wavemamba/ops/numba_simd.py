@@ -12,10 +12,11 @@ is rearranged.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -23,6 +24,9 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 32  # two registers of AVX-512: more independent work for the same loads of what lanes share
 VECTOR_BYTES = 4 * LANES
+_FEATURES = get_host_cpu_features()
+HAS_SCALE = LANES == 32 and all(_FEATURES.get(name) for name in ("avx512f", "avx512dq"))
+"""Whether the machine scales by a power of two in one instruction, which shortens the exponential."""
 _FAST = ("contract",)
 
 _FLOAT = ir.FloatType()
@@ -207,6 +211,50 @@ def sum_half(typing: Any, value: Any, upper: Any) -> Any:
         return builder.extract_element(total, ir.Constant(_INT, 0))
 
     return types.float32(lanes, types.int64), codegen
+
+
+def _avx512(builder: ir.IRBuilder, name: str, values: Sequence[ir.Value], options: Sequence[int] = ()) -> ir.Value:
+    """An AVX-512 instruction for 16 lanes, unmasked and with the current rounding mode, on all lanes."""
+    part, mask = ir.VectorType(_FLOAT, 16), ir.IntType(16)
+    parts = []
+    for first in range(0, LANES, 16):
+        operands = [_take(builder, value, first, 16) for value in values]
+        operands += [ir.Constant(_INT, option) for option in options]
+        operands += [ir.Constant(part, ir.Undefined), ir.Constant(mask, -1), ir.Constant(_INT, 4)]
+        signature = ir.FunctionType(part, [operand.type for operand in operands])
+        function = builder.module.declare_intrinsic(f"llvm.x86.avx512.mask.{name}.ps.512", (), signature)
+        parts.append(builder.call(function, operands))
+    return builder.shuffle_vector(*parts, _indices(list(range(LANES))))
+
+
+@_instruction
+def nearest_integer(typing: Any, value: Any) -> Any:
+    """The nearest integer in every lane; only where `HAS_SCALE`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _avx512(builder, "rndscale", args, [0])
+
+    return lanes(lanes), codegen
+
+
+@_instruction
+def minus_nearest_integer(typing: Any, value: Any) -> Any:
+    """`value - nearest_integer(value)`, 0 for infinity; only where `HAS_SCALE`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _avx512(builder, "reduce", args, [0])
+
+    return lanes(lanes), codegen
+
+
+@_instruction
+def scale(typing: Any, value: Any, exponent: Any) -> Any:
+    """`value * 2**exponent` for an integer exponent however large, rounded once; only where `HAS_SCALE`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _avx512(builder, "scalef", args)
+
+    return lanes(lanes, lanes), codegen
 
 
 @_instruction

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.ops.constants import compiled_constant, constant
 
 Permutation = NDArray[np.int64]
 
@@ -235,19 +236,7 @@ def _hilbert_walk(x: int, y: int, ax: int, ay: int, bx: int, by: int) -> Iterato
     yield from _hilbert_walk(x, y, -qx, -qy, px - ax, py - ay)  # and down
 
 
-def _array(order: ScanOrder, H: int, W: int, inverse: bool) -> Permutation:
-    if H < 1 or W < 1:
-        raise ShapeError(f"grid: expected H, W >= 1, got {(H, W)}")
-    visited = order.build(H, W)
-    if not inverse:
-        return visited
-    steps = np.empty_like(visited)
-    steps[visited] = _raster(H, W)
-    return steps
-
-
 _orders: dict[str, ScanOrder] = {}
-_tensors: dict[tuple[str, int, int, torch.device, bool], Tensor] = {}
 
 
 def _lookup(name: str, H: int, W: int, device: torch.device | str | None, *, inverse: bool) -> Tensor:
@@ -255,25 +244,25 @@ def _lookup(name: str, H: int, W: int, device: torch.device | str | None, *, inv
     if torch.compiler.is_compiling():  # a graph keeps the name and the sizes, and no tensor of this process
         compiled: Tensor = _permutation_op(name, H, W, place, inverse)
         return compiled
-    return _cached(name, H, W, place, inverse)
-
-
-def _cached(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
-    key = (name, H, W, device, inverse)
-    tensor = _tensors.get(key)
-    if tensor is None:
-        with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
-            tensor = torch.from_numpy(_array(_orders[name], H, W, inverse).copy()).to(device)
-        if type(tensor) is Tensor:  # a fake tensor must not outlive its mode
-            _tensors[key] = tensor
-    return tensor
+    return constant((name, H, W, inverse), place, functools.partial(_array, name, H, W, inverse))
 
 
 @torch.library.custom_op("wavemamba::scan_permutation", mutates_args=())
 def _permutation_op(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
-    return _cached(name, H, W, device, inverse).clone()  # compiled code may write into its buffers
+    return compiled_constant((name, H, W, inverse), device, functools.partial(_array, name, H, W, inverse))
 
 
 @_permutation_op.register_fake
 def _(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
     return torch.empty(H * W, dtype=torch.int64, device=device)
+
+
+def _array(name: str, H: int, W: int, inverse: bool) -> Permutation:
+    if H < 1 or W < 1:
+        raise ShapeError(f"grid: expected H, W >= 1, got {(H, W)}")
+    visited = _orders[name].build(H, W)
+    if not inverse:
+        return visited
+    steps = np.empty_like(visited)
+    steps[visited] = _raster(H, W)
+    return steps

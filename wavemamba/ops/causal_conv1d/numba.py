@@ -52,8 +52,7 @@ class _Inputs:
         }
 
 
-@torch.library.custom_op("wavemamba::causal_conv1d_numba", mutates_args=(), device_types="cpu")
-def _conv_op(
+def _compute_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
     inputs = _Inputs(x, weight, bias, initial_state, order)
@@ -62,13 +61,15 @@ def _conv_op(
     return y.to(x.dtype)
 
 
+_conv_op = torch.library.custom_op("wavemamba::causal_conv1d_numba", _compute_conv, mutates_args=(), device_types="cpu")
+
+
 @_conv_op.register_fake
 def _(x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("wavemamba::causal_conv1d_numba_backward", mutates_args=(), device_types="cpu")
-def _conv_backward_op(
+def _compute_conv_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -104,6 +105,11 @@ def _conv_backward_op(
     )
 
 
+_conv_backward_op = torch.library.custom_op(
+    "wavemamba::causal_conv1d_numba_backward", _compute_conv_backward, mutates_args=(), device_types="cpu"
+)
+
+
 @_conv_backward_op.register_fake
 def _(dy, x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     given = (x, weight, bias, initial_state)
@@ -129,8 +135,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_conv = Differentiable("causal_conv1d", _conv_op, _setup_context, _gradients)
-_conv_backward = refuse_second_derivative("causal_conv1d", _conv_backward_op)
+_conv = Differentiable("causal_conv1d", _compute_conv, _conv_op, _setup_context, _gradients)
+_conv_backward = refuse_second_derivative("causal_conv1d", _compute_conv_backward, _conv_backward_op)
 
 
 def run(

@@ -33,8 +33,7 @@ def _wide(channels: int, *tensors: Tensor) -> bool:
     return any(t.shape[1] * max(t.stride(1), channels) >= 2**31 for t in tensors)
 
 
-@torch.library.custom_op("wavemamba::causal_conv1d_triton", mutates_args=())
-def _conv_op(
+def _compute_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
     batch, length, channels = x.shape
@@ -67,13 +66,15 @@ def _conv_op(
     return y
 
 
+_conv_op = torch.library.custom_op("wavemamba::causal_conv1d_triton", _compute_conv, mutates_args=())
+
+
 @_conv_op.register_fake
 def _(x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("wavemamba::causal_conv1d_triton_backward", mutates_args=())
-def _conv_backward_op(
+def _compute_conv_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -131,6 +132,11 @@ def _conv_backward_op(
     )
 
 
+_conv_backward_op = torch.library.custom_op(
+    "wavemamba::causal_conv1d_triton_backward", _compute_conv_backward, mutates_args=()
+)
+
+
 @_conv_backward_op.register_fake
 def _(dy, x, weight, bias, silu, initial_state, order):  # type: ignore[no-untyped-def]  # as above
     given = (x, weight, bias, initial_state)
@@ -156,8 +162,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_conv = Differentiable("causal_conv1d", _conv_op, _setup_context, _gradients)
-_conv_backward = refuse_second_derivative("causal_conv1d", _conv_backward_op)
+_conv = Differentiable("causal_conv1d", _compute_conv, _conv_op, _setup_context, _gradients)
+_conv_backward = refuse_second_derivative("causal_conv1d", _compute_conv_backward, _conv_backward_op)
 
 
 def run(

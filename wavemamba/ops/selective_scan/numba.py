@@ -79,8 +79,7 @@ class _Inputs:
         return strided | {name: address(getattr(self, name)) for name in ("A", "B", "C", "D", "bias", "order")}
 
 
-@torch.library.custom_op("wavemamba::selective_scan_numba", mutates_args=(), device_types="cpu")
-def _scan_op(
+def _compute_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -115,14 +114,18 @@ def _scan_op(
     return y.to(u.dtype), last, kept
 
 
+_scan_op = torch.library.custom_op(
+    "wavemamba::selective_scan_numba", _compute_scan, mutates_args=(), device_types="cpu"
+)
+
+
 @_scan_op.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, keep):  # type: ignore[no-untyped-def]  # as above
     last = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
     return u.new_empty(u.shape), last, last.new_empty(_kept_shape(_sizes(u, B), keep))
 
 
-@torch.library.custom_op("wavemamba::selective_scan_numba_backward", mutates_args=(), device_types="cpu")
-def _scan_backward_op(
+def _compute_scan_backward(
     dy: Tensor | None,
     dlast: Tensor | None,
     u: Tensor,
@@ -179,6 +182,11 @@ def _scan_backward_op(
     )
 
 
+_scan_backward_op = torch.library.custom_op(
+    "wavemamba::selective_scan_numba_backward", _compute_scan_backward, mutates_args=(), device_types="cpu"
+)
+
+
 @_scan_backward_op.register_fake
 def _(dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, kept):  # type: ignore[no-untyped-def]  # as above
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -201,8 +209,8 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tu
     return (*asked, None, dinitial, None, None)
 
 
-_scan = Differentiable("selective_scan", _scan_op, _setup_context, _gradients)
-_scan_backward = refuse_second_derivative("selective_scan", _scan_backward_op)
+_scan = Differentiable("selective_scan", _compute_scan, _scan_op, _setup_context, _gradients)
+_scan_backward = refuse_second_derivative("selective_scan", _compute_scan_backward, _scan_backward_op)
 
 
 def run(

@@ -62,9 +62,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     dx_row = dd_row + STEPS
     a_row = dx_row + STEPS
     a_next_row = a_row + STEPS
-    h_row = a_next_row + STEPS  # one vector more than the others: the state before the chunk
-    h_next_row = h_row + STEPS + VECTOR_BYTES
-    u_row = h_next_row + STEPS + VECTOR_BYTES
+    h_row = a_next_row + STEPS  # whose first vector is the state before the chunk
+    h_next_row = h_row + STEPS
+    u_row = h_next_row + STEPS
     slope_row = u_row + STEPS
     dgate_row = slope_row + STEPS
     spare = dgate_row + STEPS
@@ -131,32 +131,32 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     store(h_next_row, h_next)
                     for k in range(steps):
                         at = k * VECTOR_BYTES
-                        scalar = 4 * (n * CHUNK + k)
+                        scalar = 4 * (k * N + n)
                         d, x = load(d_row + at), load(x_row + at)
                         a, a_next = exp2_product(d, rate), exp2_product(d, rate_next)
                         h = a * h + x * broadcast(B_tile + scalar)
-                        h_next = a_next * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
+                        h_next = a_next * h_next + x * broadcast(B_tile + scalar + 4)
                         store(a_row + at, a)
                         store(a_next_row + at, a_next)
                         store(h_row + at + VECTOR_BYTES, h)
                         store(h_next_row + at + VECTOR_BYTES, h_next)
                         y = load(y_row + at) + h * broadcast(C_tile + scalar)
-                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
+                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
                     grad, grad_next = load(adjoint + cell), load(adjoint + cell_next)
                     rate_sum, rate_sum_next = splat(0.0), splat(0.0)
                     for back in range(steps):
                         k = steps - 1 - back
                         at = k * VECTOR_BYTES
-                        scalar = 4 * (n * CHUNK + k)
+                        scalar = 4 * (k * N + n)
                         here = n * STEPS + at
                         out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
                         grad = grad + out * broadcast(C_tile + scalar)
-                        grad_next = grad_next + out * broadcast(C_tile + scalar + 4 * CHUNK)
+                        grad_next = grad_next + out * broadcast(C_tile + scalar + 4)
                         store(sums + here, load(sums + here) + fold(grad * x, h * out))
                         here += STEPS
                         store(sums + here, load(sums + here) + fold(grad_next * x, h_next * out))
                         dx = load(dx_row + at) + grad * broadcast(B_tile + scalar)
-                        store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4 * CHUNK))
+                        store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4))
                         grad = grad * load(a_row + at)
                         grad_next = grad_next * load(a_next_row + at)
                         h, h_next = load(h_row + at), load(h_next_row + at)

@@ -82,12 +82,12 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                         store(kept + cell + 4 * block, h_next)
                     for k in range(steps):
                         at = k * VECTOR_BYTES
-                        scalar = 4 * (n * CHUNK + k)
+                        scalar = 4 * (k * N + n)
                         d, x = load(d_row + at), load(x_row + at)
                         h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
-                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4 * CHUNK)
+                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4)
                         y = load(y_row + at) + h * broadcast(C_tile + scalar)
-                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4 * CHUNK))
+                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
                     store(state + cell, h)
                     store(state + cell + 4 * block, h_next)
                 for k in range(steps):

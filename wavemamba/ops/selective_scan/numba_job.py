@@ -21,7 +21,8 @@ from wavemamba.ops.numba_simd import VECTOR_BYTES, get_float, inline, put_float
 
 CHUNK = 32
 BLOCK = 128
-STEPS = CHUNK * VECTOR_BYTES  # bytes of one vector a step
+STEPS = (CHUNK + 1) * VECTOR_BYTES
+"""Bytes of a row with one vector a step, and one more: rows at multiples of 4096 would share their cache sets."""
 
 _SIZES = {
     "batches": np.int64,
@@ -50,11 +51,11 @@ BACKWARD = Job(
 
 @inline
 def load_projections(source, target, job, b, g, first, steps, padded):  # type: ignore[no-untyped-def]  # numba infers
-    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to a (padded, CHUNK) tile."""
+    """One group of B or C, contiguous (B, L, G, N), for the steps of a chunk to a (CHUNK, padded) tile."""
     for k in range(steps):
         row = step_row(job.order, first + k)
         at = source + 4 * ((b * job.length + row) * job.groups + g) * job.states
         for n in range(job.states):
-            put_float(target + 4 * (n * CHUNK + k), get_float(at + 4 * n))
+            put_float(target + 4 * (k * padded + n), get_float(at + 4 * n))
         for n in range(job.states, padded):
-            put_float(target + 4 * (n * CHUNK + k), np.float32(0.0))
+            put_float(target + 4 * (k * padded + n), np.float32(0.0))

@@ -19,8 +19,7 @@ from wavemamba.ops.selective_scan.triton_plan import Inputs, Sizes
 from wavemamba.ops.triton_runtime import dense_rows, launch, rows_of
 
 
-@torch.library.custom_op("wavemamba::selective_scan_triton", mutates_args=())
-def _scan_op(
+def _compute_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -65,14 +64,16 @@ def _scan_op(
     return y, last.transpose(1, 2), kept
 
 
+_scan_op = torch.library.custom_op("wavemamba::selective_scan_triton", _compute_scan, mutates_args=())
+
+
 @_scan_op.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, keep):  # type: ignore[no-untyped-def]  # as above
     last = u.new_empty((u.shape[0], *reversed(A.shape)), dtype=torch.float32).transpose(1, 2)
     return u.new_empty(u.shape), last, last.new_empty(Sizes.of(u, B).kept(keep))
 
 
-@torch.library.custom_op("wavemamba::selective_scan_triton_backward", mutates_args=())
-def _scan_backward_op(
+def _compute_scan_backward(
     dy: Tensor | None,
     dlast: Tensor | None,
     u: Tensor,
@@ -155,6 +156,11 @@ def _scan_backward_op(
     )
 
 
+_scan_backward_op = torch.library.custom_op(
+    "wavemamba::selective_scan_triton_backward", _compute_scan_backward, mutates_args=()
+)
+
+
 @_scan_backward_op.register_fake
 def _(dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, kept):  # type: ignore[no-untyped-def]  # as above
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -177,8 +183,8 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tu
     return (*asked, None, dinitial, None, None)
 
 
-_scan = Differentiable("selective_scan", _scan_op, _setup_context, _gradients)
-_scan_backward = refuse_second_derivative("selective_scan", _scan_backward_op)
+_scan = Differentiable("selective_scan", _compute_scan, _scan_op, _setup_context, _gradients)
+_scan_backward = refuse_second_derivative("selective_scan", _compute_scan_backward, _scan_backward_op)
 
 
 def run(

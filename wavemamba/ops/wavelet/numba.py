@@ -15,8 +15,7 @@ from wavemamba.ops.wavelet import numba_kernels as kernels
 _LAYOUTS = {"channel": kernels.CHANNEL, "interleaved": kernels.INTERLEAVED, "mosaic": kernels.MOSAIC}
 
 
-@torch.library.custom_op("wavemamba::haar_map_numba", mutates_args=(), device_types="cpu")
-def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
     batch, height, width, channels = x.shape
     side = 2**levels
     source = float_rows(x)
@@ -38,9 +37,13 @@ def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scal
         x=rows(source.flatten(1, 2)),
         y=rows(target.flatten(1, 2)),
     )
-    if job["count"]:
-        launch(kernels.haar_map, job)
+    launch(kernels.haar_map, job)
     return target.to(x.dtype)
+
+
+_haar_map_op = torch.library.custom_op(
+    "wavemamba::haar_map_numba", _compute_haar_map, mutates_args=(), device_types="cpu"
+)
 
 
 @_haar_map_op.register_fake
@@ -58,7 +61,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _haar_map(dy, ctx.levels, ctx.layout, order, ctx.scale, not ctx.inverse), None, None, None, None, None
 
 
-_haar_map = Differentiable("haar_map", _haar_map_op, _setup_context, _gradients)
+_haar_map = Differentiable("haar_map", _compute_haar_map, _haar_map_op, _setup_context, _gradients)
 
 
 def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:

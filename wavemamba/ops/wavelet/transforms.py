@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wavemamba.errors import ConfigError
 from wavemamba.ops.backend import accumulation_dtype
+from wavemamba.ops.constants import compiled_constant
 from wavemamba.ops.wavelet import Layout, from_haar_map, haar_analysis, haar_synthesis, to_haar_map
 from wavemamba.ops.wavelet.layout import arrange_bands, collect_bands
 
@@ -172,7 +173,6 @@ def frequency_transform(name: str, levels: int = 2) -> FrequencyTransform:
     raise ConfigError(f"transform: expected 'haar', 'dct' or a name from pywt.wavelist(kind='discrete'), got {name!r}")
 
 
-@functools.cache
 def _bank_array(name: str, size: int, inverse: bool) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     half = size // 2
     columns = []
@@ -186,7 +186,8 @@ def _bank_array(name: str, size: int, inverse: bool) -> np.ndarray[tuple[int, in
 
 @torch.library.custom_op("wavemamba::filter_bank", mutates_args=())
 def _filter_bank(name: str, size: int, inverse: bool, device: torch.device) -> Tensor:
-    return torch.from_numpy(_bank_array(name, size, inverse)).to(device, copy=True)
+    make = functools.partial(_bank_array, name, size, inverse)
+    return compiled_constant(("filter bank", name, size, inverse), device, make)
 
 
 @_filter_bank.register_fake

@@ -26,8 +26,7 @@ def _flat(x: Tensor) -> Tensor:
     return (x if dense and x.stride(1) == x.shape[2] * x.stride(2) else x.contiguous()).flatten(1, 2)
 
 
-@torch.library.custom_op("wavemamba::haar_map_triton", mutates_args=())
-def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
     batch, height, width, channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
@@ -61,6 +60,9 @@ def _haar_map_op(x: Tensor, levels: int, layout: str, order: Tensor | None, scal
     return y
 
 
+_haar_map_op = torch.library.custom_op("wavemamba::haar_map_triton", _compute_haar_map, mutates_args=())
+
+
 @_haar_map_op.register_fake
 def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
     return x.new_empty(x.shape)
@@ -76,7 +78,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return _haar_map(dy, *ctx.linear_map, order, ctx.scale, not ctx.inverse), None, None, None, None, None
 
 
-_haar_map = Differentiable("haar_map", _haar_map_op, _setup_context, _gradients)
+_haar_map = Differentiable("haar_map", _compute_haar_map, _haar_map_op, _setup_context, _gradients)
 
 
 def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
