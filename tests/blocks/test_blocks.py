@@ -1,8 +1,12 @@
 """What every public block promises, on every kind of grid."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from support import relative_error
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from wavemamba import (
@@ -111,9 +115,32 @@ def test_dtypes_and_autocast(name):
         y = run(block, x, cond)
         y.float().sum().backward()
     assert relative_error(y, expected) < 3e-2
-    y = run(block.bfloat16(), x.bfloat16(), cond.bfloat16())
-    assert y.dtype == torch.bfloat16
-    assert relative_error(y, expected) < 4e-2
+    for dtype, bound in ((torch.float16, 5e-3), (torch.bfloat16, 4e-2)):
+        y = run(copy.deepcopy(block).to(dtype), x.to(dtype), cond.to(dtype))
+        assert y.dtype == dtype
+        assert relative_error(y, expected) < bound
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_copies_and_saved_states_are_the_same_block(name):
+    block, x, cond = build(name, COND), torch.randn(1, 3, 5, DIM), condition(COND, 1)
+    again = BLOCKS[name](COND)
+    again.load_state_dict(block.state_dict())
+    expected = run(block, x, cond)
+    for other in (again, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert torch.equal(run(other, x, cond), expected)
+    with torch.no_grad():
+        assert torch.equal(torch.func.functional_call(block, block.state_dict(), (x, cond))[0], block(x, cond)[0])
+
+
+def test_one_graph_for_any_grid():
+    """As many graphs as there are ways to pad would be refused after a few sizes."""
+    block, counter = build("wavelet mosaic", COND), CompileCounter()
+    compiled = torch.compile(block, fullgraph=True, backend=counter, dynamic=True)
+    for grid in ((9, 14), (8, 12), (6, 5), (7, 7), (13, 11), (12, 10), (5, 8), (20, 3), (10, 6), (15, 16)):
+        x, cond = torch.randn(3, *grid, DIM), condition(COND, 3)
+        assert relative_error(compiled(x, cond), block(x, cond)) < 1e-6
+    assert counter.frame_count <= 4  # rows padded or not, columns padded or not
 
 
 @pytest.mark.parametrize("name", ["spatial", "wavelet mosaic", "attention", "dimsum", "spatial, both ways"])
@@ -179,7 +206,15 @@ def test_drop_path_drops_what_is_added_to_the_residual():
         (lambda: build("dimsum", COND)(torch.randn(2, 4, 4, DIM)), "cond: expected"),
         (lambda: build("dimsum", None)(torch.randn(2, 4, 4, DIM), condition(COND)), "cond: expected None"),
         (lambda: build("attention", COND)(torch.randn(2, 4, 4, DIM), condition(COND, 3)), "cond"),
-        (lambda: build("spatial", None)(torch.randn(2, 0, 4, DIM)), "H, W >= 1"),
+        (lambda: build("spatial", None)(torch.randn(2, 0, 4, DIM)), "B, H, W >= 1"),
+        (lambda: build("attention", None)(torch.randn(0, 4, 4, DIM)), "B, H, W >= 1"),
+        (lambda: build("spatial", COND)(torch.randn(2, 4, 4, DIM), condition(COND + 1)), "cond: expected"),
+        (lambda: build("spatial", COND)(torch.randn(2, 4, 4, DIM), condition(COND).long()), "cond: .*floating"),
+        (lambda: build("dimsum", None)(*2 * (torch.randn(2, 4, 4, DIM),)), "cond: expected None"),
+        (
+            lambda: build("dimsum", None)(torch.randn(2, 4, 4, DIM), None, torch.randn(1, 4, 4, DIM)),
+            r"residual: expected \(B, H, W, C\)",
+        ),
         (lambda: build("spatial", None)(torch.ones(2, 4, 4, DIM, dtype=torch.int64)), "floating"),
         (lambda: SpatialFrequencyFusion(DIM)(torch.randn(1, 4, 4, 8), torch.randn(1, 4, 5, 8)), "frequency"),
     ],
@@ -200,6 +235,8 @@ def test_bad_input_is_named(call, message):
         (lambda: SharedAttention(DIM, 5), "num_heads"),
         (lambda: DiMSUMBlock(15), "even"),
         (lambda: DiMSUMBlock(DIM, norm="batch"), "norm"),
+        (lambda: DiMSUMBlock(DIM, drop_path=1.5), "drop_path"),
+        (lambda: SharedAttention(DIM, 4, mlp_ratio=0), "hidden width"),
     ],
 )
 def test_bad_options_are_named(call, message):

@@ -88,6 +88,9 @@ def test_bad_input_is_named():
         mixer(torch.randn(2, 6, 8), order=torch.arange(5))
     with pytest.raises(ConfigError, match="conv_state"):
         MambaMixer(8, conditioning="conv")
+    for name, size in (("d_conv", 0), ("d_state", 0), ("expand", 1.5), ("dt_rank", "aut"), ("dim", -8)):
+        with pytest.raises(ConfigError, match=f"{name}: expected an int >= 1"):
+            MambaMixer(**{"dim": 8, name: size})
     with pytest.raises(ConfigError, match="cond_dim"):
         MambaMixer(8, conditioning="conv_state")
     with pytest.raises(ShapeError, match="cond"):

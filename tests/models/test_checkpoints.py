@@ -1,14 +1,18 @@
 import argparse
 import json
 import pickle
+import random
+import re
 
 import pytest
+import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from support import GOLDEN, golden_model, relative_error
 
-from wavemamba import CheckpointError, ConfigError, DiMSUM, create_model
-from wavemamba.models.checkpoints import from_released, load_released, read_weights
+from wavemamba import CheckpointError, ConfigError, DiMSUM, WavemambaError, create_model
+from wavemamba.models.checkpoints import from_released, load_into, load_released, read_weights
 from wavemamba.models.config import DiMSUMConfig
 
 
@@ -93,8 +97,21 @@ def test_names_that_do_not_fit_are_all_listed(golden):
     broken["final_layer.linear.bias"] = torch.zeros(7)
     with pytest.raises(CheckpointError) as error:
         from_released(broken, config)
-    for text in ("missing: blocks.2.norm.weight", "blocks.1.surplus", "wrong shape: head.linear.bias", "(7,)"):
+    for text in ("missing: blocks.2.norm.weight", "blocks.1.surplus", "wrong shape: final_layer.linear.bias", "(7,)"):
         assert text in str(error.value)
+    with pytest.raises(CheckpointError, match=r"wrong dtype: pos_embed, .* got torch\.int64"):
+        from_released({**state, "pos_embed": state["pos_embed"].long()}, config)
+
+
+@pytest.mark.parametrize("name", ["dimsum", *(f"variants/{path.stem}" for path in (GOLDEN / "variants").iterdir())])
+def test_every_missing_name_is_listed_as_the_released_code_calls_it(name):
+    config, state, _ = golden_model(name)
+    with pytest.raises(CheckpointError) as error:
+        from_released({"x_embedder.surplus": torch.zeros(1)}, config)
+    listed = set(re.findall(r"missing: (\S+)", str(error.value)))
+    inert = {key for key in state if "cond_proj" in key or "zigzag_paths" in key}
+    spare = {key for key in state if re.match(r"attn_block\.[1-9]", key)}  # may have no place to run in
+    assert state.keys() - inert - spare <= listed <= state.keys()
 
 
 def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
@@ -102,8 +119,6 @@ def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = {k: v + 1 for k, v in before.items() if k != "pos_embed"}
     torch.save(state, tmp_path / "model.bin")
-    from wavemamba.models.checkpoints import load_into
-
     with pytest.raises(CheckpointError, match="missing: pos_embed"):
         load_into(model, tmp_path / "model.bin")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -142,6 +157,71 @@ def test_a_truncated_file_is_an_error(golden, tmp_path, suffix, kept):
         load_released(path)
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_bytes_are_the_same_error(tmp_path, kind):
+    state, path = {f"weight{i}": torch.ones(3) for i in range(4)}, tmp_path / f"model.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"ema": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    content, chance, failed = path.read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(chance.choice((1, 3, 10))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path)  # bytes of a number can change unseen
+        except CheckpointError:
+            failed += 1
+    assert failed > 10
+
+
+def test_which_weights_are_taken(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"ema": {"weight": torch.ones(1)}}, path)
+    assert read_weights(path)["weight"] == 1
+    with pytest.raises(CheckpointError, match="'model' or 'state_dict', got \\['ema'\\]"):
+        read_weights(path, "model")
+    with pytest.raises(ConfigError, match="ema, model"):
+        load_released(path, "emma")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x_embedder.proj.weight", torch.zeros(3)),
+        ("pos_embed", torch.tensor(1.0)),
+        ("y_embedder.embedding_table.weight", torch.zeros(3)),
+        ("final_layer.linear.weight", torch.zeros(())),
+        ("blocks.x.norm.weight", torch.zeros(32)),
+        ("pos_embed", torch.zeros(1, 63, 32)),
+    ],
+)
+def test_shapes_that_tell_nothing_are_named(golden, name, value):
+    with pytest.raises(CheckpointError, match=name):
+        from_released({**golden[1], name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": None}, "depth"),
+        ({"scan_type": 3}, "scan_type: expected none or v2"),
+        ({"use_attn_every_k_layers": "4"}, "use_attn_every_k_layers"),
+        ({"label_dropout": None}, "label_dropout"),
+        ({"img_resolution": [16]}, "img_size"),
+        ({"pe_type": "cpe"}, "pe_type"),
+    ],
+)
+def test_bad_released_configurations(golden, change, message):
+    config, state, _ = golden
+    with pytest.raises(WavemambaError, match=message):
+        from_released(state, {**config, **change})
+    with pytest.raises(ConfigError, match="img_resolution, patch_size"):
+        from_released(state, {"depth": 4})
+
+
 def test_other_bad_checkpoints(golden, tmp_path):
     config, state, _ = golden
     with pytest.raises(CheckpointError, match="found none"):
@@ -151,6 +231,8 @@ def test_other_bad_checkpoints(golden, tmp_path):
         load_released(tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="released DiMSUM names"):
         from_released({"weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="got NoneType"):
+        from_released(None)
     with pytest.raises(CheckpointError, match="block_type"):
         from_released(state, {**config, "block_type": "conv"})
     with pytest.raises(ConfigError, match="hidden_size"):
@@ -166,6 +248,15 @@ def test_bad_saved_folders(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(CheckpointError, match="safetensors"):
         DiMSUM.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"dept": 3}, "did you mean depth"),
+        ({"img_size": None}, "img_size"),
+        ({"dim": 130}, "dim"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=f"config.json.*{message}"):
+            DiMSUM.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="JSON"):
         DiMSUM.from_pretrained(tmp_path)
@@ -174,15 +265,17 @@ def test_bad_saved_folders(tmp_path):
         DiMSUM.from_pretrained(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("writer", ["wavemamba.models.saving.save_file", "pathlib.Path.write_text"])
+def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch, writer):
     model = create_model("dimsum_tiny", img_size=8, depth=1)
     model.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    torch.nn.init.ones_(model.pos_embed)
 
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wavemamba.models.saving.save_file", full_disk)
+    monkeypatch.setattr(writer, full_disk)
     with pytest.raises(OSError, match="No space"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -198,7 +291,19 @@ def test_pretrained_weights_come_from_the_hub(golden, monkeypatch, tmp_path):
         asked.append((repository, file))
         return str(tmp_path / "x.bin")
 
-    monkeypatch.setattr("wavemamba.models.registry.hf_hub_download", download)
+    monkeypatch.setattr("wavemamba.models.saving.hf_hub_download", download)
     with torch.device("meta"), pytest.raises(CheckpointError, match="missing"):
         create_model("dimsum_l2", pretrained=True)
     assert asked == [("haopt/dimsum-L2-imagenet256", "pytorch_model.bin")]
+
+
+def test_without_a_network(monkeypatch):
+    def download(*_args):
+        raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr("wavemamba.models.saving.hf_hub_download", download)
+    for make in (create_model, timm.create_model):
+        with pytest.raises(CheckpointError, match=r"haopt/dimsum-L2-imagenet256: .* local cache"):
+            make("dimsum_l2", pretrained=True)
+    with pytest.raises(CheckpointError, match=r"someone/model: .*config\.json.* local cache"):
+        DiMSUM.from_pretrained("someone/model")

@@ -1,15 +1,20 @@
 """What every registered model promises."""
 
+import copy
+import pickle
 import re
 
 import pytest
 import timm
 import torch
 from support import relative_error
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
+from torch._subclasses import FakeTensorMode
 
 import wavemamba
 from wavemamba import ConfigError, DiMSUM, ShapeError, create_model, list_models
+from wavemamba.models.checks import check_inputs
 
 SMALL = ["dimsum_tiny", "dimsum_s2"]
 PARAMETERS = {  # the released counts, less the inert projections of the condition inside the mixers
@@ -88,9 +93,22 @@ def test_one_graph(name):
     assert relative_error(gradient, expected_gradient) < 1e-4
 
 
+def test_one_graph_for_any_size():
+    """A second size makes the graph dynamic, positions resampled and maps padded included."""
+    model = build("dimsum_tiny", depth=1, attention_every=1, dim=32, fusion_heads=2, attention_heads=2).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in ((8, 8), (12, 8), (10, 14)):
+        arguments = inputs(model, size=size)
+        expected, out = model(*arguments), compiled(*arguments)
+        assert relative_error(out, expected) < 1e-5
+        (expected_gradient,) = torch.autograd.grad(expected.square().sum(), model.pos_embed)
+        (gradient,) = torch.autograd.grad(out.square().sum(), model.pos_embed)
+        assert relative_error(gradient, expected_gradient) < 1e-4
+
+
 @pytest.mark.slow
 def test_one_graph_through_inductor():
-    model = build("dimsum_tiny", depth=2, dim=32, fusion_heads=2, attention_heads=2).eval()
+    model = build("dimsum_tiny", depth=1, attention_every=1, dim=32, fusion_heads=2, attention_heads=2).eval()
     arguments = inputs(model)
     with torch.no_grad():
         assert relative_error(torch.compile(model, fullgraph=True)(*arguments), model(*arguments)) < 1e-5
@@ -115,11 +133,13 @@ def test_weight_decay_and_layer_groups(name):
     assert exempt <= names
     assert {n for n in names if re.search(r"(^|\.)(A_log|D)$", n)} <= exempt
     for coarse in (False, True):
-        matcher = model.group_matcher(coarse)
-        patterns = [matcher["stem"]]
-        patterns += [matcher["blocks"]] if isinstance(matcher["blocks"], str) else [p for p, _ in matcher["blocks"]]
-        unmatched = [n for n in names if not any(re.match(p, n) for p in patterns)]
-        assert all(coarse and n.startswith(("head", "final_norm")) for n in unmatched)
+        groups = group_parameters(model, model.group_matcher(coarse))
+        layers = [{re.sub(r"(\.\d+)?\..*", r"\1", n) for n in group} for group in groups.values()]
+        after = model.config.attention_every
+        assert [layer for layer in layers if "attentions.0" in layer] == [layers[1 + after]] == [{"attentions.0"}]
+        assert layers[0] == {"pos_embed", "patch_embed", "time_embed", "label_embed"}
+        assert layers[-1] == {f"blocks.{len(model.blocks) - 1}", "head"}  # as in timm's own transformers
+        assert len(layers) == len(model.blocks) + 2
     groups = param_groups_layer_decay(model, no_weight_decay_list=exempt)
     assert sum(len(group["params"]) for group in groups) == len(names)
 
@@ -160,6 +180,41 @@ def test_input_size_classes_and_features():
     assert model.null_class is None
 
 
+def test_a_fresh_table_of_classes_drops_labels_in_training_alone():
+    model = build("dimsum_tiny", depth=1, class_dropout=0.9).eval()
+    model.reset_classifier(7)
+    _, t, y = inputs(model, batch=8)
+    embedded = model.embed_condition(t, y) - model.time_embed(t)
+    assert torch.allclose(embedded, model.label_embed.table(y), atol=1e-6)
+
+
+def test_values_are_not_read_where_that_would_wait():
+    """Out of range on the meta device, in a graph and on fake tensors: nothing raises, nothing is read."""
+    model = build("dimsum_tiny", depth=1).eval()
+    x, t, y = inputs(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert compiled(x, t + 5, y).shape == x.shape
+    on_meta = [value.to("meta") for value in (x, t + 5, y + 99)]
+    assert copy.deepcopy(model).to("meta")(*on_meta).shape == x.shape
+    mode, late, many = FakeTensorMode(), t + 5, y + 99
+    with mode:
+        check_inputs(model.config, *(mode.from_tensor(value) for value in (x, late, many)))
+
+
+def test_copies_in_other_dtypes():
+    model = build("dimsum_tiny", depth=2).eval()
+    x, t, y = inputs(model)
+    expected = copy.deepcopy(model).double()(x.double(), t.double(), y)
+    assert relative_error(pickle.loads(pickle.dumps(model))(x, t, y), expected) < 2e-6
+    assert relative_error(model(x, t, y.int()), expected) < 2e-6
+    for dtype, bound in ((torch.bfloat16, 3e-2), (torch.float16, 4e-3)):
+        out = copy.deepcopy(model).to(dtype)(x.to(dtype), t, y)
+        assert out.dtype == dtype
+        assert relative_error(out, expected) < bound
+        with torch.autocast("cpu", dtype):
+            assert relative_error(model(x, t, y), expected) < bound
+
+
 def test_unconditional_and_null_label():
     model = build("dimsum_tiny", num_classes=0).eval()
     x, t, _ = inputs(model)
@@ -190,7 +245,11 @@ def test_initialisation():
             assert 0.9 * bound < mixer.out_proj.weight.abs().max() <= bound
     linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.bias is not None}
     assert all(not m.bias.any() for n, m in linears.items() if not n.endswith("dt_proj"))
-    assert 0.018 < model.label_embed.table.weight.std() < 0.022
+    for table in (model.label_embed.table, model.time_embed.mlp[0], model.time_embed.mlp[2]):
+        assert 0.018 < table.weight.std() < 0.022
+    fan = 16 + 128  # of a Linear from the 2 x 2 x 4 values of a patch
+    assert 0.95 < model.patch_embed.proj.weight.abs().max() / (6 / fan) ** 0.5 <= 1
+    assert not model.patch_embed.proj.bias.any()
     column, row = model.pos_embed[0, 2, 3].detach().split(64)
     assert column[0] == pytest.approx(torch.tensor(3.0).sin().item(), abs=1e-6)
     assert row[32] == pytest.approx(torch.tensor(2.0).cos().item(), abs=1e-6)
@@ -220,6 +279,14 @@ def test_options_reach_the_model():
         (lambda: create_model("dimsum_tiny", class_dropout=1.0), ConfigError, "class_dropout"),
         (lambda: create_model("dimsum_tiny", layout="tiles"), ConfigError, "mosaic"),
         (lambda: create_model("dimsum_tiny", dim=130), ConfigError, "multiple of 4"),
+        (lambda: create_model("dimsum_tiny", img_size=None), ConfigError, "img_size"),
+        (lambda: create_model("dimsum_tiny", img_size=8.5), ConfigError, "img_size"),
+        (lambda: create_model("dimsum_tiny", gated_mlp="no"), ConfigError, "gated_mlp: expected True or False"),
+        (lambda: create_model("dimsum_tiny", mlp_ratio=float("inf")), ConfigError, "mlp_ratio"),
+        (lambda: create_model("dimsum_tiny", mlp_ratio=1e-9), ConfigError, "mlp_ratio"),
+        (lambda: create_model("dimsum_tiny", fusion_heads=7), ConfigError, "fusion_heads: expected a divisor"),
+        (lambda: create_model("dimsum_tiny", attention_heads=7), ConfigError, "attention_heads: expected a divisor"),
+        (lambda: create_model("DiMSUM_L2"), ConfigError, "did you mean dimsum_l2"),
         (lambda: create_model("dimsum_tiny", pretrained=True), wavemamba.CheckpointError, "dimsum_l2"),
     ],
 )
@@ -235,6 +302,12 @@ def test_bad_options_are_named(call, error, message):
         ({"x": torch.randn(2, 4, 8)}, "x"),
         ({"x": torch.randn(2, 4, 8, 7)}, "multiples of the patch size"),
         ({"x": torch.randn(2, 4, 0, 8)}, "multiples"),
+        ({"x": torch.randn(0, 4, 8, 8)}, "B >= 1"),
+        ({"x": torch.ones(2, 4, 8, 8, dtype=torch.int64)}, "float"),
+        ({"x": torch.randn(2, 4, 8, 8).numpy()}, "x: expected a tensor, got ndarray"),
+        ({"t": 0.5}, "t: expected a tensor, got float"),
+        ({"t": torch.tensor([0, 1])}, "floating"),
+        ({"t": torch.rand(2, 1)}, "t: expected"),
         ({"t": torch.rand(3)}, "t: expected"),
         ({"t": torch.tensor([0.5, 1.5])}, r"times in \[0, 1\]"),
         ({"t": torch.tensor([0.5, float("nan")])}, r"times in \[0, 1\]"),
@@ -242,6 +315,8 @@ def test_bad_options_are_named(call, error, message):
         ({"y": torch.tensor([-1, 0])}, "class ids"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, "y: expected"),
         ({"y": torch.zeros(2)}, "int64"),
+        ({"y": torch.zeros(2, dtype=torch.uint8)}, r"\.long"),
+        ({"y": [0, 1]}, "y: expected a tensor, got list"),
     ],
 )
 def test_bad_input_is_named(change, message):

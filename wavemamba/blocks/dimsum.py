@@ -11,6 +11,7 @@ from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock
 from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, add_norm, gated_residual, make_mlp, make_norm, modulate
+from wavemamba.ops.checks import expect_shape
 
 
 class DiMSUMBlock(nn.Module):
@@ -31,7 +32,10 @@ class DiMSUMBlock(nn.Module):
         fusion: two halves -> (B, H, W, C); None: `SpatialFrequencyFusion(C)`.
         mlp: (..., C) -> (..., C); None: the gated MLP of ratio 4.
         norm: "rms" or "layer".
-        drop_path: probability that training drops `x` of a sample before it is added to the residual.
+        drop_path: probability in [0, 1) that training drops `x` of a sample before it is added to the residual.
+
+    Raises:
+        ConfigError: the width is odd, or an option is unknown or out of range.
 
     Source: Phung et al., "DiMSUM", 2024, section 4 and figure 3.
     """
@@ -51,6 +55,8 @@ class DiMSUMBlock(nn.Module):
         super().__init__()
         if dim % 2:
             raise ConfigError(f"dim: expected an even width, got {dim}")
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"drop_path: expected a probability in [0, 1), got {drop_path}")
         self.dim, self.cond_dim = dim, cond_dim
         self.norm = make_norm(norm, dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -79,6 +85,8 @@ class DiMSUMBlock(nn.Module):
         """
         check_map(x, self.dim)
         check_cond(cond, self.cond_dim, x.shape[0])
+        if residual is not None:
+            expect_shape("residual", residual, tuple(x.shape), "(B, H, W, C)", "pass what the block before returned")
         n, residual = add_norm(x if residual is None else self.drop_path(x), residual, self.norm)
         s, f = n.chunk(2, dim=-1)
         h = n + self.fusion(self.spatial(s, cond), self.frequency(f, cond))

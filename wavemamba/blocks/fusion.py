@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wavemamba.blocks.mamba_step import check_map
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers.attention import attend, check_heads
+from wavemamba.ops.checks import expect_floating
 
 FusionMode = Literal["cross", "swap_k", "linear"]
 FUSION_MODES: tuple[FusionMode, ...] = ("cross", "swap_k", "linear")
@@ -28,6 +29,9 @@ class SpatialFrequencyFusion(nn.Module):
         dim: width C of the result, even.
         num_heads: a divisor of C / 2.
         mode: "cross", "swap_k" or "linear".
+
+    Raises:
+        ConfigError: the mode is unknown, the width odd, or the heads do not divide it.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.2.
     """
@@ -54,8 +58,10 @@ class SpatialFrequencyFusion(nn.Module):
         height, width = check_map(spatial, self.dim // 2)
         if frequency.shape != spatial.shape:
             raise ShapeError(
-                f"frequency: expected the shape of spatial {tuple(spatial.shape)}, got {tuple(frequency.shape)}"
+                f"frequency: expected the shape of spatial {tuple(spatial.shape)}, got {tuple(frequency.shape)}; "
+                "both are halves of one map"
             )
+        expect_floating("frequency", frequency)
         s, f = spatial.flatten(1, 2), frequency.flatten(1, 2)
         if self.mode != "linear":
             q_s, k_s, v_s = self.spatial_qkv(s).chunk(3, dim=-1)

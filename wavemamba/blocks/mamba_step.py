@@ -13,9 +13,9 @@ def check_map(x: Tensor, dim: int) -> tuple[int, int]:
     """Check a channels-last map (B, H, W, dim) and return its grid."""
     expect_shape("x", x, (None, None, None, dim), "(B, H, W, C)", "move channels last with x.permute(0, 2, 3, 1)")
     expect_floating("x", x)
-    height, width = x.shape[1:3]
-    if height < 1 or width < 1:
-        raise ShapeError(f"x: expected (B, H, W, C) with H, W >= 1, got {tuple(x.shape)}")
+    batch, height, width = x.shape[:3]
+    if batch < 1 or height < 1 or width < 1:
+        raise ShapeError(f"x: expected (B, H, W, C) with B, H, W >= 1, got {tuple(x.shape)}; leave out what is empty")
     return height, width
 
 
@@ -23,11 +23,14 @@ def check_cond(cond: Tensor | None, cond_dim: int | None, batch: int) -> None:
     """Check that a condition (B, cond_dim) came where, and only where, the block was built for one."""
     if cond_dim is None:
         if cond is not None:
-            raise ShapeError(f"cond: expected None, as the block has cond_dim=None, got {tuple(cond.shape)}")
+            raise ShapeError(
+                f"cond: expected None, as the block has cond_dim=None, got {tuple(cond.shape)}; build it with cond_dim"
+            )
         return
     if cond is None:
         raise ShapeError(f"cond: expected (B, {cond_dim}), got None; pass the condition, or build with cond_dim=None")
-    expect_shape("cond", cond, (batch, cond_dim), "(B, cond_dim)")
+    expect_shape("cond", cond, (batch, cond_dim), "(B, cond_dim)", "pass one vector a sample, as wide as cond_dim")
+    expect_floating("cond", cond)
 
 
 class GatedMamba(nn.Module):
@@ -38,7 +41,7 @@ class GatedMamba(nn.Module):
     Args:
         dim: width C.
         cond_dim: width of the condition, or None.
-        mixer: the sequence mixer; None: `MambaMixer(dim)`.
+        mixer: a module called as `mixer(tokens, cond, order=order)`, (B, L, C) -> (B, L, C); None: `MambaMixer(dim)`.
     """
 
     def __init__(self, dim: int, cond_dim: int | None, mixer: nn.Module | None) -> None:
@@ -51,7 +54,7 @@ class GatedMamba(nn.Module):
         """Take the step on (B, L, C), in the scan order `order`; returns (B, L, C)."""
         if self.modulation is None or cond is None:
             assert self.norm is not None
-            return gated_residual(tokens, self.mixer(self.norm(tokens), order=order), None)
+            return gated_residual(tokens, self.mixer(self.norm(tokens), None, order=order), None)
         (step,) = self.modulation(cond)
         update = self.mixer(modulate(tokens, step.shift, step.scale), cond, order=order)
         return gated_residual(tokens, update, step.gate)

@@ -25,6 +25,9 @@ class SharedAttention(nn.Module):
         mlp_ratio: hidden width of the MLP as a multiple of C.
         gated_mlp: use the gated MLP.
 
+    Raises:
+        ConfigError: the heads do not divide the width, or the MLP has no hidden width.
+
     Source: Phung et al., "DiMSUM", 2024, section 4.3; Peebles and Xie, "Scalable diffusion models with transformers".
     """
 

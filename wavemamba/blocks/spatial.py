@@ -19,7 +19,11 @@ class SpatialMambaBlock(nn.Module):
         dim: width C.
         cond_dim: width of the condition, or None.
         scan: a `ScanOrder` or the name of one: "raster", "column", "snake", "hilbert", ...
-        mixer: the sequence mixer; None: `MambaMixer(dim)`.
+        mixer: a module called as `mixer(tokens, cond, order=order)`, (B, L, C) -> (B, L, C), which reads its tokens in
+            the sequence `order` (L,) int64, or in turn where that is None; None: `MambaMixer(dim)`.
+
+    Raises:
+        ConfigError: an option has an unknown name or a value out of range.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1.
     """

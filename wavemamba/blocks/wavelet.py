@@ -13,12 +13,11 @@ from wavemamba.ops.wavelet import LAYOUTS, Layout
 
 def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     """Repeat the last row and column until both sides of (B, H, W, C) are multiples of `side`."""
-    height, width = x.shape[1:3]
-    below, right = -height % side, -width % side
-    if below:
-        x = torch.cat([x, x[:, -1:].expand(-1, below, -1, -1)], dim=1)
-    if right:
-        x = torch.cat([x, x[:, :, -1:].expand(-1, -1, right, -1)], dim=2)
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = (size + side - 1) // side * side
+        if padded != size:  # a graph for any size asks no more than this: concatenation would ask how much there is
+            x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
     return x
 
 
@@ -40,7 +39,11 @@ class WaveletMambaBlock(nn.Module):
         layout: where the bands go: "mosaic" (one tile a subband), "interleaved" (the bands of one place side by side),
             "channel" (spread over the channels of each token; what the released DiMSUM weights need).
         scan: a `ScanOrder`, or the name of one, over the grid of subbands; None: one window a subband.
-        mixer: the sequence mixer; None: `MambaMixer(dim)`.
+        mixer: a module called as `mixer(tokens, cond, order=order)`, (B, L, C) -> (B, L, C), which reads its tokens in
+            the sequence `order` (L,) int64, or in turn where that is None; None: `MambaMixer(dim)`.
+
+    Raises:
+        ConfigError: an option has an unknown name or a value out of range.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1 and figure 2.
     """

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
+from wavemamba.ops.backend import accumulation_dtype
 
 
 class PatchEmbed(nn.Module):
@@ -71,11 +72,18 @@ def sincos_position(height: int, width: int, dim: int) -> Tensor:
 
 def resample_position(position: Tensor, height: int, width: int) -> Tensor:
     """Bicubic resampling of a position table (1, H, W, C) to another grid; unchanged where the grid is the same."""
-    if tuple(position.shape[1:3]) == (height, width):
+    old_height, old_width = position.shape[1:3]
+    if (old_height, old_width) == (height, width):
         return position
-    table = position.float().permute(0, 3, 1, 2)
-    resized = F.interpolate(table, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(position.dtype)
+    table = position.to(accumulation_dtype(position.dtype))
+    rows, columns = _bicubic_weights(old_height, height, table), _bicubic_weights(old_width, width, table)
+    return torch.einsum("ph,qw,bhwc->bpqc", rows, columns, table).to(position.dtype)
+
+
+def _bicubic_weights(old: int, new: int, like: Tensor) -> Tensor:
+    # The resampling of one axis as a matrix (new, old): its own gradient has no graph of symbolic size in PyTorch.
+    identity = torch.eye(old, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 
 class TimeEmbed(nn.Module):
@@ -96,8 +104,9 @@ class TimeEmbed(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Map times (B,) in [0, 1] to (B, C)."""
         half = self.features // 2
-        steps = torch.arange(half, device=t.device, dtype=torch.float32)
-        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) / half * steps)
+        wide = accumulation_dtype(t.dtype)
+        steps = torch.arange(half, device=t.device, dtype=wide)
+        angles = t.to(wide)[:, None] * torch.exp(-math.log(10000.0) / half * steps)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         y: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         return y

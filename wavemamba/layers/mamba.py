@@ -104,7 +104,7 @@ class MambaMixer(nn.Module):
             before the first step.
 
     Raises:
-        ConfigError: the conditioning is unknown or lacks `cond_dim`.
+        ConfigError: a size is no int >= 1, or the conditioning is unknown or lacks `cond_dim`.
 
     Source: Gu and Dao, "Mamba", 2023, section 3.4; backward direction: Zhu et al., "Vision Mamba", 2024.
     """
@@ -124,8 +124,12 @@ class MambaMixer(nn.Module):
         super().__init__()
         if conditioning not in CONDITIONINGS:
             raise ConfigError(f"conditioning: expected one of {', '.join(CONDITIONINGS)}, got {conditioning!r}")
-        self.dim, self.inner, self.d_conv = dim, expand * dim, d_conv
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        sizes = {"dim": dim, "d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": rank}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{name}: expected an int >= 1, got {size!r}")
+        self.dim, self.inner, self.d_conv = dim, expand * dim, d_conv
         self.in_proj = nn.Linear(dim, 2 * self.inner, bias=False)
         self.directions = nn.ModuleList(
             SelectiveSSM(self.inner, d_state, d_conv, rank) for _ in range(2 if bidirectional else 1)
@@ -179,7 +183,9 @@ class MambaMixer(nn.Module):
             raise ShapeError(
                 "cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass the condition"
             )
-        expect_shape("cond", cond, (x.shape[0], self.cond_proj.in_features), "(B, cond_dim)")
+        expect_shape(
+            "cond", cond, (x.shape[0], self.cond_proj.in_features), "(B, cond_dim)", "pass one vector a sample"
+        )
         return self.cond_proj(cond).unsqueeze(1).expand(-1, self.d_conv - 1, -1)
 
 
@@ -187,5 +193,7 @@ def _resolve_order(order: Tensor | ScanOrder | None, grid: tuple[int, int] | Non
     if not isinstance(order, ScanOrder):
         return order
     if grid is None or grid[0] * grid[1] != x.shape[1]:
-        raise ShapeError(f"grid: expected (H, W) with H * W = {x.shape[1]} for {order}, got {grid}")
+        raise ShapeError(
+            f"grid: expected (H, W) with H * W = {x.shape[1]} for {order}, got {grid}; pass the grid of the tokens"
+        )
     return None if order.is_identity else order.permutation(*grid, device=x.device)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from timm.layers.activations import GELUTanh
 from timm.layers.mlp import GluMlp, Mlp
 from torch import nn
+
+from wavemamba.errors import ConfigError
 
 
 def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
@@ -20,7 +24,12 @@ def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
 
     Returns:
         A module (..., C) -> (..., C) with the layers `fc1` and `fc2`.
+
+    Raises:
+        ConfigError: the hidden width is below 1.
     """
+    if not 1 <= ratio * dim < math.inf:
+        raise ConfigError(f"ratio: expected a hidden width of at least 1, got {ratio} * {dim}")
     hidden = int(ratio * dim)
     if gated:
         layer: nn.Module = GluMlp(dim, 2 * hidden, act_layer=GELUTanh, gate_last=False)

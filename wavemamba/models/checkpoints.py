@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,43 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wavemamba.errors import CheckpointError
+from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.config import DiMSUMConfig, check_names
 from wavemamba.models.dimsum import DiMSUM
+from wavemamba.models.released_names import is_weight, own_name, released_name
 from wavemamba.models.saving import load_strictly, read_safetensors
 
-# Constants of the released code (filters, paths), and the condition projection inside its mixers, which its
-# convolution overwrites before use, so that it never moved from its initial values.
-_NOT_WEIGHTS = re.compile(r"\.dwt\.w_|\.idwt\.filters$|dct_conv|zigzag_paths|\.mixer\.cond_proj\.")
-
-_RENAMED = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^x_embedder\.", "patch_embed."),
-        (r"^t_embedder\.", "time_embed."),
-        (r"^y_embedder\.embedding_table\.", "label_embed.table."),
-        (r"^attn_block\.(?=\d)", "attentions."),
-        (r"^attn_block\.", "attentions.0."),
-        (r"^(attentions\.\d+)\.attn\.", r"\1.attention."),
-        (r"^final_layer\.adaLN_modulation\.1\.", "head.modulation."),
-        (r"^final_layer\.", "head."),
-        (r"^norm_f\.", "final_norm."),
-        (r"\.spatial_mamba\.", ".spatial.step."),
-        (r"\.freq_mamba\.", ".frequency.step."),
-        (r"^(blocks\.\d+)\.proj\.qkv1\.", r"\1.fusion.spatial_qkv."),
-        (r"^(blocks\.\d+)\.proj\.qkv2\.", r"\1.fusion.frequency_qkv."),
-        (r"^(blocks\.\d+)\.proj\.proj\.", r"\1.fusion.proj."),
-        (r"\.norm_2\.", ".norm_mlp."),
-        (r"\.adaLN_modulation\.1\.", ".modulation.linear."),
-        (r"\.mlp\.w12\.", ".mlp.fc1."),
-        (r"\.mlp\.w3\.", ".mlp.fc2."),
-        (r"\.mixer\.A_b_log$", ".mixer.directions.1.A_log"),
-        (r"\.mixer\.(D|conv1d|x_proj|dt_proj)_b\b", r".mixer.directions.1.\1"),
-        (r"\.mixer\.(A_log|D|conv1d|x_proj|dt_proj)\b", r".mixer.directions.0.\1"),
-        (r"\.conv1d\.(weight|bias)$", r".conv_\1"),
-    )
-)
-
+# Which part of a training checkpoint to take, the first that is there.
+_WEIGHTS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict")}
+_REQUIRED = ("img_resolution", "patch_size", "hidden_size", "depth", "num_classes")
+_SCAN_TYPES = ("none", "v2", "sweep_8", "zigma_8", "jpeg_8")
 _KEYWORDS = {
     "img_resolution", "patch_size", "in_channels", "hidden_size", "depth", "num_classes", "label_dropout", "rms_norm",
     "fused_add_norm", "residual_in_fp32", "learnable_pe", "cond_mamba", "block_type", "scan_type", "pe_type",
@@ -74,12 +46,16 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | 
 
     Raises:
         CheckpointError: a name is missing, extra or misshapen, or the variant is none that this library has.
+        ConfigError: a keyword is missing or unknown, or a value is out of range.
     """
-    names = list(state_dict)
-    if "pos_embed" not in state_dict or "x_embedder.proj.weight" not in state_dict:
-        raise CheckpointError(f"expected the released DiMSUM names, such as 'pos_embed', got {names[:5]}")
+    if not isinstance(state_dict, Mapping) or not _is_state(state_dict) or not is_released(state_dict):
+        came = list(state_dict)[:5] if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise CheckpointError(
+            f"expected tensors with the released DiMSUM names, such as 'x_embedder.proj.weight', got {came}; a folder "
+            "saved by this library is read by DiMSUM.from_pretrained"
+        )
     model = DiMSUM(_infer(state_dict) if config is None else _translate(config))
-    load_strictly(model, _rename(state_dict, model))
+    _load_renamed(model, state_dict)
     return model.eval()
 
 
@@ -90,39 +66,47 @@ def load_released(path: str | os.PathLike[str], weights: Literal["ema", "model"]
 
     Args:
         path: the file.
-        weights: which weights of a `.pt` file to take, where it has both.
+        weights: which weights of a `.pt` file to take: "ema", the averaged ones, or "model"; "ema" takes the model's
+            where there is no average.
+
+    Returns:
+        The model, on the CPU, in evaluation mode; see `from_released`.
 
     Raises:
         CheckpointError: the file is missing, damaged or unsafe, or does not fit.
+        ConfigError: `weights` is neither.
     """
     return from_released(read_weights(path, weights))
 
 
 def read_weights(path: str | os.PathLike[str], weights: Literal["ema", "model"] = "ema") -> dict[str, Tensor]:
     """Read the tensors of a checkpoint file by name; see `load_released`."""
+    if weights not in _WEIGHTS:
+        raise ConfigError(f"weights: expected one of {', '.join(_WEIGHTS)}, got {weights!r}")
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"{file}: expected a checkpoint file, found none")
+        raise CheckpointError(f"{file}: expected a checkpoint file, found none; check the path")
     if file.suffix == ".safetensors":
         return read_safetensors(file)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file}: expected a whole checkpoint of tensors alone, got: {error}") from error
+    except Exception as error:  # torch's reader fails in many ways on damaged bytes, an index error among them
+        raise CheckpointError(
+            f"{file}: expected a whole checkpoint of tensors alone, got: {error}; fetch it from a source you trust"
+        ) from error
     if isinstance(content, dict) and not _is_state(content):
-        for key in (weights, "ema", "model", "state_dict"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
+        found = [key for key in _WEIGHTS[weights] if isinstance(content.get(key), dict)]
+        content = content[found[0]] if found else list(content)
     if not isinstance(content, dict) or not _is_state(content):
-        raise CheckpointError(f"{file}: expected named tensors, or a dict with 'ema' or 'model', got {type(content)}")
+        keys = " or ".join(map(repr, _WEIGHTS[weights]))
+        raise CheckpointError(f"{file}: expected named tensors, or a dict with {keys}, got {str(content)[:200]}")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of the released code."""
-    return "x_embedder.proj.weight" in state_dict
+    return any(name.startswith(("x_embedder.", "t_embedder.", "final_layer.")) for name in state_dict)
 
 
 def load_into(model: DiMSUM, path: str | os.PathLike[str]) -> None:
@@ -132,21 +116,24 @@ def load_into(model: DiMSUM, path: str | os.PathLike[str]) -> None:
         CheckpointError: a name is missing, extra or misshapen; the model is left as it was.
     """
     state = read_weights(path)
-    load_strictly(model, _rename(state, model) if is_released(state) else state)
+    if is_released(state):
+        _load_renamed(model, state)
+    else:
+        load_strictly(model, state)
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
-def _rename(state: Mapping[str, Tensor], model: DiMSUM) -> dict[str, Tensor]:
+def _load_renamed(model: DiMSUM, state: Mapping[str, Tensor]) -> None:
     grid = model.config.grid_size
     renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if _NOT_WEIGHTS.search(name):
+    called: dict[str, str] = {}
+    for released, tensor in state.items():
+        if not is_weight(released):
             continue
-        for pattern, replacement in _RENAMED:
-            name = pattern.sub(replacement, name)
+        name = own_name(released)
         if name.endswith(".conv_weight") and tensor.dim() == 3:
             tensor = tensor.squeeze(1)  # (E, 1, width): a depthwise convolution has one input channel
         if name == "pos_embed" and tensor.dim() == 3 and tensor.shape[1] == grid[0] * grid[1]:
@@ -154,24 +141,32 @@ def _rename(state: Mapping[str, Tensor], model: DiMSUM) -> dict[str, Tensor]:
         transformer = re.match(r"attentions\.(\d+)\.", name)
         if transformer and int(transformer[1]) >= len(model.attentions) > 0:
             continue  # the released code makes one more independent transformer than it has places for
-        renamed[name] = tensor
-    return renamed
+        renamed[name], called[name] = tensor, released
+    load_strictly(model, renamed, lambda name: called.get(name) or released_name(name, model.config))
 
 
 def _translate(released: Mapping[str, Any]) -> DiMSUMConfig:
     check_names(released, _KEYWORDS)
-    block_type, scan_type = released.get("block_type", "combined"), released.get("scan_type", "none")
-    if block_type != "combined":
-        raise CheckpointError(f"block_type: expected 'combined', got {block_type!r}")
-    if released.get("pe_type", "ape") != "ape":
-        raise CheckpointError(f"pe_type: expected 'ape', got {released['pe_type']!r}")
+    missing = [name for name in _REQUIRED if name not in released]
+    if missing:
+        raise ConfigError(f"config: expected the keywords {', '.join(_REQUIRED)}, got none for {', '.join(missing)}")
+    scan_type = released.get("scan_type", "none")
+    for name, default, known in (
+        ("block_type", "combined", ("combined",)),
+        ("pe_type", "ape", ("ape",)),
+        ("scan_type", "none", _SCAN_TYPES),
+    ):
+        if released.get(name, default) not in known:
+            raise CheckpointError(
+                f"{name}: expected {' or '.join(known)}, got {released[name]!r}; this library has no other"
+            )
+    every, dropout = released.get("use_attn_every_k_layers", 4), released.get("label_dropout", 0.0)
+    for name, value in (("depth", released["depth"]), ("use_attn_every_k_layers", every), ("label_dropout", dropout)):
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{name}: expected a number, got {value!r}")
     path = scan_type.removesuffix("_8") if scan_type.endswith("_8") else "none"
-    if scan_type not in ("none", "v2", "sweep_8", "zigma_8", "jpeg_8"):
-        raise CheckpointError(f"scan_type: expected none, v2, sweep_8, zigma_8 or jpeg_8, got {scan_type!r}")
-    channels = released.get("in_channels", 4)
-    every = max(released.get("use_attn_every_k_layers", 4), 0)
+    channels, depth, every = released.get("in_channels", 4), released["depth"], max(every, 0)
     independent = bool(released.get("use_independent_attn", False))
-    depth = released["depth"]
     return DiMSUMConfig(
         img_size=(released["img_resolution"],) * 2,
         in_chans=channels,
@@ -180,7 +175,7 @@ def _translate(released: Mapping[str, Any]) -> DiMSUMConfig:
         dim=released["hidden_size"],
         depth=depth - depth // every if independent and every else depth,
         num_classes=released["num_classes"],
-        class_dropout=max(released.get("label_dropout", 0.0), 0.0),
+        class_dropout=max(dropout, 0.0),
         drop_path_rate=released.get("drop_path", 0.0),
         attention_every=every,
         attention_sharing="independent" if independent else "shared",
@@ -198,19 +193,21 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
         raise CheckpointError("expected blocks with a spatial and a frequency mixer; pass `config` for another variant")
     if _has(state, r"zigzag_paths") or _has(state, r"dct_conv"):
         raise CheckpointError("the names do not tell which scan paths or filters were used; pass `config`")
-    dim, channels, patch = state["x_embedder.proj.weight"].shape[:3]
-    side = math.isqrt(state["pos_embed"].shape[1])  # released models are square
-    if side * side != state["pos_embed"].shape[1]:
-        raise CheckpointError(f"pos_embed: expected a square grid, got {state['pos_embed'].shape[1]} positions")
-    rows = state["y_embedder.embedding_table.weight"].shape[0] if _has(state, r"^y_embedder\.") else 0
-    out_width = state["final_layer.linear.weight"].shape[0] if "final_layer.linear.weight" in state else 0
+    dim, channels, patch, _ = _sizes(state, "x_embedder.proj.weight", 4)
+    positions = _sizes(state, "pos_embed", 3)[1]
+    side = math.isqrt(positions)  # released models are square
+    if side * side != positions:
+        raise CheckpointError(f"pos_embed: expected a square grid, got {positions} positions; pass `config`")
+    rows = _sizes(state, "y_embedder.embedding_table.weight", 2)[0]
+    out_width = _sizes(state, "final_layer.linear.weight", 2)[0]
+    blocks = (re.match(r"blocks\.(\d+)\.", name) for name in state)
     return DiMSUMConfig(
         img_size=(side * patch, side * patch),
         in_chans=channels,
         out_chans=None if out_width == channels * patch**2 else out_width // patch**2 or None,
         patch_size=patch,
         dim=dim,
-        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        depth=1 + max(int(block[1]) for block in blocks if block),
         num_classes=rows - 1 if rows > 1 else rows,
         class_dropout=0.15 if rows > 1 else 0.0,
         attention_every=4 if _has(state, r"^attn_block\.") else 0,
@@ -219,6 +216,13 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
         final_norm="norm_f.weight" in state,
         bidirectional=_has(state, r"\.A_b_log$"),
     )
+
+
+def _sizes(state: Mapping[str, Tensor], name: str, rank: int) -> torch.Size:
+    shape = state[name].shape if name in state else torch.Size()
+    if len(shape) != rank:
+        raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {tuple(shape) or 'none'}")
+    return shape
 
 
 def _has(state: Mapping[str, Tensor], pattern: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,8 @@ class DiMSUMConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)
+        size: Any = self.img_size
+        size = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else size
         object.__setattr__(self, "img_size", size)
         at_least_one = ("in_chans", "patch_size", "dim", "depth", "attention_heads", "fusion_heads", "d_state")
         for name in at_least_one:
@@ -93,7 +95,8 @@ class DiMSUMConfig:
         _expect("out_chans", self.out_chans, lambda v: v is None or (_is_int(v) and v >= 1), "None or an int >= 1")
         for name in ("class_dropout", "drop_path_rate"):
             _expect(name, getattr(self, name), lambda v: 0 <= v < 1, "a probability in [0, 1)")
-        _expect("mlp_ratio", self.mlp_ratio, lambda v: v > 0, "a number > 0")
+        for name in ("gated_mlp", "final_norm", "snake", "bidirectional"):
+            _expect(name, getattr(self, name), lambda v: isinstance(v, bool), "True or False")
         choices: dict[str, Collection[str]] = {
             "attention_sharing": ATTENTION_SHARING,
             "fusion": FUSION_MODES,
@@ -105,10 +108,22 @@ class DiMSUMConfig:
         for name, values in choices.items():
             _expect(name, getattr(self, name), lambda v, values=values: v in values, f"one of {', '.join(values)}")
         _expect("dim", self.dim, lambda v: v % 4 == 0, "a multiple of 4")
+        fits = f"a number that gives a hidden width >= 1 from dim = {self.dim}"
+        _expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim < math.inf, fits)
+        if self.attention_every:
+            fits = f"a divisor of dim = {self.dim}"
+            _expect("attention_heads", self.attention_heads, lambda v: self.dim % v == 0, fits)
+        if self.fusion != "linear":
+            fits = f"a divisor of dim / 2 = {self.dim // 2}"
+            _expect("fusion_heads", self.fusion_heads, lambda v: self.dim // 2 % v == 0, fits)
         _expect(
             "img_size",
             size,
-            lambda v: len(v) == 2 and all(_is_int(s) and s >= 1 and s % self.patch_size == 0 for s in v),
+            lambda v: (
+                isinstance(v, tuple)
+                and len(v) == 2
+                and all(_is_int(s) and s >= 1 and s % self.patch_size == 0 for s in v)
+            ),
             f"an int or a pair, multiples of patch_size = {self.patch_size}",
         )
         frequency_transform(self.transform, self.levels)

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wavemamba.blocks import DiMSUMBlock, SharedAttention, SpatialFrequencyFusion, SpatialMambaBlock, WaveletMambaBlock
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, LabelEmbed, MambaMixer, PatchEmbed, TimeEmbed, make_mlp, make_norm, modulate
 from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
 from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.models.checks import check_inputs
 from wavemamba.models.config import BlockSpec, DiMSUMConfig, layer_plan
 from wavemamba.models.saving import SavedModel
 from wavemamba.ops.backend import accumulation_dtype
-from wavemamba.ops.checks import expect_floating, expect_shape
-
-_TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 1]
 
 
 class OutputLayer(nn.Module):
@@ -154,7 +152,7 @@ class DiMSUM(SavedModel):
         return cond
 
     def _run_blocks(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        self._check(x, t, y)
+        check_inputs(self.config, x, t, y)
         cond = self.embed_condition(t, y)
         tokens = self.patch_embed(x)
         hidden: Tensor = tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
@@ -173,32 +171,6 @@ class DiMSUM(SavedModel):
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
 
-    def _check(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
-        patch = self.config.patch_size
-        expect_shape("x", x, (None, self.config.in_chans, None, None), "(B, in_chans, h, w)")
-        expect_floating("x", x)
-        batch, _, height, width = x.shape
-        if height < 1 or width < 1 or height % patch or width % patch:
-            raise ShapeError(f"x: expected sides that are multiples of the patch size {patch}, got {(height, width)}")
-        expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
-        expect_floating("t", t)
-        if y is not None:
-            if self.label_embed is None:
-                raise ShapeError("y: expected None, as the model is unconditional (num_classes=0)")
-            expect_shape("y", y, (batch,), "(B,)")
-            if y.dtype not in (torch.int64, torch.int32):
-                raise ShapeError(f"y: expected int64 class ids, got {y.dtype}")
-        if t.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_values(t, y)
-
-    def _check_values(self, t: Tensor, y: Tensor | None) -> None:
-        if not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
-            raise ShapeError(f"t: expected times in [0, 1], 0 noise and 1 data, got {t.min():.4g} to {t.max():.4g}")
-        if y is not None and self.label_embed is not None:
-            rows = self.label_embed.table.num_embeddings
-            if not bool(((y >= 0) & (y < rows)).all()):
-                raise ShapeError(f"y: expected class ids from 0 to {rows - 1}, got {int(y.min())} to {int(y.max())}")
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
@@ -209,14 +181,21 @@ class DiMSUM(SavedModel):
         return names | {"pos_embed"} | ({"label_embed.table.weight"} if self.label_embed is not None else set())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters into layers, in timm's form."""
-        stem = r"^pos_embed|^patch_embed|^time_embed|^label_embed"
-        if coarse:
-            return {"stem": stem, "blocks": r"^blocks\.(\d+)|^attentions\.(\d+)"}
-        return {
-            "stem": stem,
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^attentions\.(\d+)", (0,)), (r"^final_norm|^head", (99999,))],
-        }
+        """Regular expressions that sort the parameters into layers, in timm's form.
+
+        A transformer block comes where it runs first.
+
+        Args:
+            coarse: accepted for timm's sake; a block is one layer either way.
+        """
+        first_place: dict[int, int] = {}
+        for block, spec in enumerate(self.plan):
+            if spec.attention is not None:
+                first_place.setdefault(spec.attention, block)
+        blocks: list[tuple[str, tuple[float, ...] | None]] = [(r"^blocks\.(\d+)", None)]
+        blocks += [(rf"^attentions\.{i}\.", (block + 0.5,)) for i, block in first_place.items()]
+        blocks.append((r"^final_norm|^head", (99999,)))
+        return {"stem": r"^pos_embed|^patch_embed|^time_embed|^label_embed", "blocks": blocks}
 
     def get_classifier(self) -> nn.Module | None:
         """The table of class vectors."""
@@ -228,6 +207,9 @@ class DiMSUM(SavedModel):
         Args:
             num_classes: classes, without the null class; 0: make the model unconditional.
             global_pool: accepted for timm's sake; a diffusion model pools nothing, so only None is valid.
+
+        Raises:
+            ConfigError: `num_classes` is no int >= 0, or `global_pool` is not None.
         """
         if global_pool is not None:
             raise ConfigError(f"global_pool: expected None, got {global_pool!r}; a diffusion model does not pool")
@@ -239,9 +221,14 @@ class DiMSUM(SavedModel):
             device=self.pos_embed.device, dtype=self.pos_embed.dtype
         )
         self.label_embed.reset_parameters()
+        self.label_embed.train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resample the positions to images of (h, w) = `img_size`, in pixels."""
+        """Resample the positions to images of (h, w) = `img_size`, in pixels.
+
+        Raises:
+            ConfigError: a side is no multiple of the patch size.
+        """
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         config = dataclasses.replace(self.config, img_size=size)
         position = resample_position(self.pos_embed.detach(), *config.grid_size)

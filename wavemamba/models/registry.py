@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from huggingface_hub import hf_hub_download
 from timm.models import register_model
 
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.checkpoints import load_into
 from wavemamba.models.config import DiMSUMConfig, check_names
 from wavemamba.models.dimsum import DiMSUM
+from wavemamba.models.saving import download
 
 __all__ = [
     "create_model",
@@ -64,7 +64,7 @@ def create_model(
         CheckpointError: there are no published weights of that name, or the weights do not fit.
     """
     if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name).lower(), _BUILDERS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"models: {', '.join(list_models())}"
         raise ConfigError(f"unknown model {name!r}; {hint}")
     model = _BUILDERS[name](pretrained=pretrained and checkpoint_path is None, **overrides)
@@ -83,8 +83,9 @@ def _build(name: str, pretrained: bool, overrides: dict[str, Any], **defaults: A
     for option in _TIMM_OPTIONS:
         overrides.pop(option, None)
     check_names(overrides, [field.name for field in dataclasses.fields(DiMSUMConfig)])
-    model = DiMSUM(DiMSUMConfig(**{**defaults, **overrides}))
-    config = model.config
+    config = DiMSUMConfig(**{**defaults, **overrides})
+    weights = _published(name) if pretrained else None
+    model = DiMSUM(config)
     model.default_cfg = {
         "architecture": name,
         "input_size": (config.in_chans, *config.img_size),
@@ -93,12 +94,19 @@ def _build(name: str, pretrained: bool, overrides: dict[str, Any], **defaults: A
         "first_conv": "patch_embed.proj",
         "classifier": "label_embed.table",
     }
-    if pretrained:
-        if name not in _WEIGHTS:
-            raise CheckpointError(f"{name} has no published weights; those that have: {', '.join(_WEIGHTS)}")
-        repository, file = _WEIGHTS[name]
-        load_into(model, hf_hub_download(repository, file))
+    if weights is not None:
+        load_into(model, weights)
     return model
+
+
+def _published(name: str) -> str:
+    if name not in _WEIGHTS:
+        raise CheckpointError(
+            f"pretrained: expected a model with published weights ({', '.join(_WEIGHTS)}), got {name}; "
+            "train it, or name a file in checkpoint_path"
+        )
+    repository, file = _WEIGHTS[name]
+    return download(repository, file)
 
 
 @_register

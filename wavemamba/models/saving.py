@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -15,9 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from wavemamba.errors import CheckpointError
+from wavemamba.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -33,17 +36,21 @@ class SavedModel(nn.Module):
     config: Any
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `model.safetensors` and `config.json`; each is written aside and renamed.
+        """Write `model.safetensors` and `config.json`; both are written aside, then renamed.
 
         Args:
             folder: where to; made where it is missing.
+
+        Raises:
+            OSError: the folder cannot be written; what it held is as it was.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps({"model": type(self).__name__, **self.config.to_dict()}, indent=2) + "\n"
-        write_aside(target / WEIGHTS_NAME, lambda path: save_file(state, path, metadata={"format": "pt"}))
-        write_aside(target / CONFIG_NAME, lambda path: Path(path).write_text(text))
+        with written_aside(target / CONFIG_NAME) as config, written_aside(target / WEIGHTS_NAME) as weights:
+            save_file(state, weights, metadata={"format": "pt"})
+            config.write_text(text)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str]) -> Self:
@@ -61,31 +68,36 @@ class SavedModel(nn.Module):
         config_path = _find(folder_or_hub_id, CONFIG_NAME)
         try:
             values = json.loads(Path(config_path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{config_path}: expected JSON, got {error}") from error
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{config_path}: expected JSON, got: {error}; save the model again") from error
         if not isinstance(values, dict) or values.pop("model", None) != cls.__name__:
-            raise CheckpointError(f"{config_path}: expected the configuration of a {cls.__name__}")
-        model = cls(cls.config_class.from_dict(values))
+            raise CheckpointError(f"{config_path}: expected the configuration of a {cls.__name__}, got another's")
+        try:
+            config = cls.config_class.from_dict(values)
+        except ConfigError as error:
+            raise CheckpointError(f"{config_path}: {error}") from error
+        model = cls(config)
         load_strictly(model, read_safetensors(_find(folder_or_hub_id, WEIGHTS_NAME)))
         return model.eval()
 
 
-def write_aside(target: Path, write: Callable[[str], object]) -> None:
-    """Write a file under a temporary name beside `target`, flush it to disk, then rename it.
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Give a temporary name beside `target` to write to; at the end the file is flushed to disk and renamed.
 
     Whatever stood at `target` stays as it was until the new file is whole; a failed write leaves nothing behind.
     """
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
+    aside = Path(name)
     try:
-        write(name)
-        with open(name, "rb") as written:
+        yield aside
+        with aside.open("rb") as written:
             os.fsync(written.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        aside.chmod(0o644)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -93,25 +105,35 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got: {error}") from error
+        raise CheckpointError(f"{path}: expected a whole safetensors file, got: {error}; fetch it again") from error
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], called: Callable[[str], str] = str) -> None:
     """Copy a state into a model; every missing, extra or misshapen name is listed in one `CheckpointError`.
 
     The model is left as it was unless everything fits.
+
+    Args:
+        model: what to load into.
+        state: its parameters by name.
+        called: what the file that the state came from calls a name of the model.
     """
     own = model.state_dict()
-    problems = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in state]
-    problems += [f"not in the model: {name} {tuple(state[name].shape)}" for name in state if name not in own]
-    problems += [
-        f"wrong shape: {name}, expected {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
+    problems = [f"missing: {called(name)} {tuple(own[name].shape)}" for name in own if name not in state]
+    for name, tensor in state.items():
+        if name not in own:
+            problems.append(f"not in the model: {called(name)} {tuple(tensor.shape)}")
+        elif tensor.shape != own[name].shape:
+            expected, got = tuple(own[name].shape), tuple(tensor.shape)
+            problems.append(f"wrong shape: {called(name)}, expected {expected}, got {got}")
+        elif not tensor.is_floating_point():
+            problems.append(f"wrong dtype: {called(name)}, expected a floating one, got {tensor.dtype}")
     if problems:
         listed = "\n  ".join(problems)
-        raise CheckpointError(f"{len(problems)} names do not fit {type(model).__name__}:\n  {listed}")
+        raise CheckpointError(
+            f"{len(problems)} names do not fit {type(model).__name__}; build the model with the options that the "
+            f"checkpoint was made with:\n  {listed}"
+        )
     with torch.no_grad():
         model.load_state_dict(state)
 
@@ -122,9 +144,14 @@ def _find(folder_or_hub_id: str | os.PathLike[str], name: str) -> str:
         return str(folder / name)
     if folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, {name} is missing")
+    return download(str(folder_or_hub_id), name)
+
+
+def download(repository: str, name: str) -> str:
+    """Fetch a file from the Hugging Face hub, or its cache; what fails is a `CheckpointError`."""
     try:
-        return str(hf_hub_download(str(folder_or_hub_id), name))
+        return str(hf_hub_download(repository, name))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder_or_hub_id}: neither a folder nor a hub repository that could be read: {error}"
+            f"{repository}: expected a folder, or a hub repository with {name} that can be read, got: {error}"
         ) from error

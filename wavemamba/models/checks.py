@@ -1,0 +1,66 @@
+"""What a model checks of its inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wavemamba.errors import ShapeError
+from wavemamba.models.config import DiMSUMConfig
+from wavemamba.ops.checks import expect_floating, expect_shape
+
+_TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 1]
+
+
+def check_inputs(config: DiMSUMConfig, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+    """Check an image (B, in_chans, h, w), times (B,) in [0, 1] and class ids (B,); see `DiMSUM.forward`.
+
+    Values are read on the CPU and outside compiled regions alone, so that nothing waits for a GPU or breaks a graph.
+
+    Raises:
+        ShapeError: a rank, size, dtype or value does not fit.
+    """
+    for name, value in (("x", x), ("t", t), ("y", y)):
+        if not isinstance(value, Tensor) and (name != "y" or value is not None):
+            raise ShapeError(f"{name}: expected a tensor, got {type(value).__name__}; convert it with torch.tensor")
+    patch, channels = config.patch_size, config.in_chans
+    expect_shape("x", x, (None, channels, None, None), "(B, in_chans, h, w)", "channels come second")
+    expect_floating("x", x)
+    batch, _, height, width = x.shape
+    if batch < 1 or height < 1 or width < 1 or height % patch or width % patch:
+        raise ShapeError(
+            f"x: expected B >= 1 and sides that are multiples of the patch size {patch}, got {tuple(x.shape)}; "
+            "crop or pad the image"
+        )
+    expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
+    expect_floating("t", t)
+    if y is not None:
+        if config.num_classes == 0:
+            raise ShapeError(
+                f"y: expected None, as the model is unconditional (num_classes=0), got {tuple(y.shape)}; leave y out"
+            )
+        expect_shape("y", y, (batch,), "(B,)", "one class id a sample")
+        if y.dtype not in (torch.int64, torch.int32):
+            raise ShapeError(f"y: expected int64 class ids, got {y.dtype}; convert them with .long()")
+    if not torch.compiler.is_compiling():
+        _check_values(config, t, y)
+
+
+def _check_values(config: DiMSUMConfig, t: Tensor, y: Tensor | None) -> None:
+    if _on_hand(t) and not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
+        raise ShapeError(
+            f"t: expected times in [0, 1], 0 noise and 1 data, got {t.min():.4g} to {t.max():.4g}; "
+            "divide discrete steps by their number"
+        )
+    if y is not None and _on_hand(y):
+        last = config.num_classes - (config.class_dropout == 0)  # the null class comes after the classes
+        if not bool(((y >= 0) & (y <= last)).all()):
+            raise ShapeError(
+                f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "
+                "build the model with as many classes as there are"
+            )
+
+
+def _on_hand(tensor: Tensor) -> bool:
+    """Whether reading the values waits for no device; a subclass may be fake, or spread over machines."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor
