@@ -16,8 +16,13 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_examples_run(code, capsys):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    claimed = re.findall(r"torch\.Size\(\[.*?\]\)", code)
-    assert all(text in capsys.readouterr().out for text in claimed)
+    claimed, printed = re.findall(r"torch\.Size\(\[.*?\]\)", code), capsys.readouterr().out
+    assert all(text in printed for text in claimed)
+
+
+def test_a_block_is_in_a_network_in_ten_lines():
+    (example,) = (code for code in EXAMPLES if "WaveletMambaBlock" in code)
+    assert len([line for line in example.splitlines() if line.strip()]) == 10
 
 
 @pytest.mark.parametrize(("name", "count"), re.findall(r"`(dimsum_\w+)` \|.*\| ([\d,]+) \|", README))

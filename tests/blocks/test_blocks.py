@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,6 +133,15 @@ def test_copies_and_saved_states_are_the_same_block(name):
         assert torch.equal(run(other, x, cond), expected)
     with torch.no_grad():
         assert torch.equal(torch.func.functional_call(block, block.state_dict(), (x, cond))[0], block(x, cond)[0])
+
+
+def test_a_pickled_block_runs_in_another_process(tmp_path):
+    """As after a spawn: there no scan order has been made yet."""
+    torch.save((build("wavelet, 3 levels", None), torch.randn(1, 3, 5, DIM)), tmp_path / "block.pt")
+    code = "import sys, torch; block, x = torch.load(sys.argv[1], weights_only=False); print(tuple(block(x).shape))"
+    command = [sys.executable, "-c", code, str(tmp_path / "block.pt")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == f"(1, 3, 5, {DIM})", result.stderr
 
 
 def test_one_graph_for_any_grid():

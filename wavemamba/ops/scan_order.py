@@ -50,6 +50,10 @@ class ScanOrder:
         """Make the order known by its name, which is what a compiled graph refers to it by."""
         _orders[self.name] = self
 
+    def __reduce__(self) -> tuple[type[ScanOrder], tuple[str, Callable[[int, int], Permutation]]]:
+        """Unpickle by construction, which makes the order known in the process that reads it."""
+        return ScanOrder, (self.name, self.build)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ScanOrder) and self.name == other.name
 
