@@ -42,8 +42,8 @@ def test_demo_leaves_its_files(tmp_path, monkeypatch):
     import demo_digits
 
     smaller = [word.replace("dim=64", "dim=32").replace("depth=4", "depth=2") for word in demo_digits.TRAINING]
-    monkeypatch.setattr(demo_digits, "TRAINING", [*smaller, "--quiet"])
-    options = [f"--out={tmp_path / 'run'}", "--steps=60", "--samples=20", "--threads=1"]
+    monkeypatch.setattr(demo_digits, "TRAINING", [*smaller, "--batch-size=16", "--sample-steps=2", "--quiet"])
+    options = [f"--out={tmp_path / 'run'}", "--steps=20", "--samples=20", "--threads=1"]
     assert demo_digits.main(options) == 0
     run = tmp_path / "run"
     for name in ("samples.png", "training.png", "denoising.png"):
