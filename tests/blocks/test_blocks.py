@@ -144,6 +144,17 @@ def test_a_pickled_block_runs_in_another_process(tmp_path):
     assert result.stdout.strip() == f"(1, 3, 5, {DIM})", result.stderr
 
 
+def test_export_as_the_first_thing_that_a_process_does():
+    """While it traces, PyTorch has its own `max` in place of Python's, with which numba cannot be imported."""
+    code = (
+        f"import torch, wavemamba; block, x = wavemamba.DiMSUMBlock({DIM}), torch.randn(2, 6, 5, {DIM});"
+        "program = torch.export.export(block, (x,)).module();"
+        "print(torch.equal(program(x)[0], block(x)[0]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "True", result.stderr
+
+
 def test_one_graph_for_any_grid():
     """As many graphs as there are ways to pad would be refused after a few sizes."""
     block, counter = build("wavelet mosaic", COND), CompileCounter()

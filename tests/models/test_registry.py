@@ -9,7 +9,7 @@ import timm
 import torch
 from support import relative_error
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
+from timm.optim import create_optimizer_v2
 from torch._subclasses import FakeTensorMode
 
 import wavemamba
@@ -140,8 +140,10 @@ def test_weight_decay_and_layer_groups(name):
         assert layers[0] == {"pos_embed", "patch_embed", "time_embed", "label_embed"}
         assert layers[-1] == {f"blocks.{len(model.blocks) - 1}", "head"}  # as in timm's own transformers
         assert len(layers) == len(model.blocks) + 2
-    groups = param_groups_layer_decay(model, no_weight_decay_list=exempt)
+    groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.8).param_groups
     assert sum(len(group["params"]) for group in groups) == len(names)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert not any(id(p) in decayed for n, p in model.named_parameters() if n in exempt)
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -16,6 +16,7 @@ from wavemamba.errors import ShapeError
 from wavemamba.ops import availability
 from wavemamba.ops.backend import Backend, Case, any_requires_grad, resolve, widest_dtype
 from wavemamba.ops.checks import expect_floating, expect_shape
+from wavemamba.ops.kernel_loading import import_numba
 
 __all__ = ["BACKENDS", "selective_scan"]
 
@@ -33,6 +34,7 @@ def _load_torch() -> Callable[..., Any]:
 
 
 def _load_numba() -> Callable[..., Any]:
+    import_numba("selective_scan")
     from wavemamba.ops.selective_scan.numba import run
 
     return run

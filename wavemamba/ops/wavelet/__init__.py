@@ -25,6 +25,7 @@ from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops import availability
 from wavemamba.ops.backend import Backend, Case, any_requires_grad, resolve
 from wavemamba.ops.checks import expect_floating, expect_shape
+from wavemamba.ops.kernel_loading import import_numba
 
 __all__ = ["BACKENDS", "LAYOUTS", "Layout", "from_haar_map", "haar_analysis", "haar_synthesis", "to_haar_map"]
 
@@ -46,6 +47,7 @@ def _load_torch() -> Callable[..., Any]:
 
 
 def _load_numba() -> Callable[..., Any]:
+    import_numba("wavelet")
     from wavemamba.ops.wavelet.numba import run
 
     return run
