@@ -202,9 +202,9 @@ def test_recipes_train(recipe, train, latents, autoencoder):
 
 @pytest.mark.parametrize("options", [("--precision=bf16",), ("--checkpoint-activations",), ("--compile",)])
 def test_options_of_speed_and_memory_train(train, options, monkeypatch):
-    # Without the C++ compiler's half a minute; that compiled models compute the same is tested with the models.
+    # Traced, but without the compilers' minutes; that compiled models compute the same is tested with the models.
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
     out, status = train("a", *options, steps=2)
     assert status == 0
     assert all(torch.isfinite(v).all() for v in load_file(out / "model/model.safetensors").values())
