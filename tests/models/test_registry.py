@@ -97,7 +97,7 @@ def test_one_graph_for_any_size():
     """A second size makes the graph dynamic, positions resampled and maps padded included."""
     model = build("dimsum_tiny", depth=1, attention_every=1, dim=32, fusion_heads=2, attention_heads=2).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for size in ((8, 8), (12, 8), (10, 14)):
+    for size in ((8, 8), (10, 14)):
         arguments = inputs(model, size=size)
         expected, out = model(*arguments), compiled(*arguments)
         assert relative_error(out, expected) < 1e-5
