@@ -19,6 +19,16 @@ def test_resampling_is_bicubic_with_its_gradient():
         assert relative_error(gradient, expected_gradient) < 1e-12
 
 
+def test_resampling_is_one_graph_for_any_size():
+    compiled = torch.compile(resample_position, fullgraph=True, backend="aot_eager", dynamic=True)
+    position = torch.randn(1, 5, 8, 6, requires_grad=True)
+    for size in ((3, 11), (10, 7), (6, 12)):
+        gradients = [
+            torch.autograd.grad(f(position, *size).square().sum(), position)[0] for f in (compiled, resample_position)
+        ]
+        assert relative_error(*gradients) < 1e-5
+
+
 def test_time_features_keep_the_precision_of_the_time():
     embed = TimeEmbed(4).double()
     t = torch.rand(3, dtype=torch.float64, requires_grad=True)
