@@ -9,13 +9,14 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Name = TypeVar("Name", bound=Hashable)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -46,19 +47,20 @@ def _processor() -> str:
 
 def refuse_wrong(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> float:
     """Relative L2 error; stops the benchmark where it exceeds the tolerance, because a wrong answer is not timed."""
-    error = float((actual.double() - expected.double()).norm() / expected.double().norm())
+    actual, expected = actual.detach().double(), expected.detach().double()
+    error = float((actual - expected).norm() / expected.norm())
     if not error <= tolerance:
         raise SystemExit(f"{name}: relative error {error:.2e} exceeds {tolerance:.0e}; not timed")
     return error
 
 
 def time_cases(
-    cases: dict[str, Callable[[], Any]],
+    cases: dict[Name, Callable[[], Any]],
     *,
     rounds: int = 7,
     seed: int = 0,
     warm: bool = False,
-) -> dict[str, float]:
+) -> dict[Name, float]:
     """Seconds of each case (the median), all measured in one run, in a new random order every round.
 
     Neighbouring cases disturb each other through caches, frequency and idle threads; the random order spreads that
@@ -67,7 +69,7 @@ def time_cases(
     """
     for case in cases.values():
         case()
-    samples: dict[str, list[float]] = {name: [] for name in cases}
+    samples: dict[Name, list[float]] = {name: [] for name in cases}
     order, generator = list(cases), random.Random(seed)
     for _ in range(rounds):
         generator.shuffle(order)

@@ -36,23 +36,23 @@ def main() -> None:
     mixer, attention = MambaMixer(options.dim).eval(), SelfAttention(options.dim, options.heads).eval()
     check(mixer, options.dim)
     lengths = [256 * 4**k for k in range(9) if 256 * 4**k <= options.longest]
-    rows: list[dict[str, Any]] = []
-    for length in lengths:
-        # The short ones are repeated as a batch of one, one after the other, so that every timing covers enough work.
-        repeats = max(1, 2048 // length)
-        cases = {"mixer": run(mixer, length, options.dim, repeats)}
-        if length <= options.longest_attention:
-            cases["attention"] = run(attention, length, options.dim, repeats)
-        seconds = time_cases(cases, rounds=options.rounds)
-        per_token = {name: value / (length * repeats) * 1e6 for name, value in seconds.items()}
-        rows.append(
-            {
-                "tokens": length,
-                "mixer, us a token": per_token["mixer"],
-                "attention, us a token": per_token.get("attention"),
-                "mixer against 256": per_token["mixer"] / rows[0]["mixer, us a token"] if rows else 1.0,
-            }
-        )
+    # The short ones are called several times in a row, so that every timing covers enough work.
+    repeats = {length: max(1, 4096 // length) for length in lengths}
+    cases = {("mixer", n): run(mixer, n, options.dim, repeats[n]) for n in lengths}
+    cases |= {
+        ("attention", n): run(attention, n, options.dim, repeats[n]) for n in lengths if n <= options.longest_attention
+    }
+    seconds = time_cases(cases, rounds=options.rounds)
+    per_token = {(name, n): value / (n * repeats[n]) * 1e6 for (name, n), value in seconds.items()}
+    rows: list[dict[str, Any]] = [
+        {
+            "tokens": length,
+            "mixer, us a token": per_token["mixer", length],
+            "attention, us a token": per_token.get(("attention", length)),
+            "mixer against 256": per_token["mixer", length] / per_token["mixer", 256],
+        }
+        for length in lengths
+    ]
     report(options.name, rows, dim=options.dim, heads=options.heads, rounds=options.rounds)
 
 

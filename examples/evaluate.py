@@ -5,8 +5,9 @@
     python examples/evaluate.py --samples FOLDER --reference IMAGES --inception weights.pth --out scores.json
 
 Samples are a folder, or drawn live from a model, shared among processes; with fixed-step solvers, dopri5 and bosh3 the
-number of processes and the batch size change nothing but the time. The reference is a folder, or a statistics file (.npz) that --save-reference or the ADM
-evaluation wrote. Beside the scores stands everything that moves them. Needs `pip install torch-fidelity`.
+number of processes and the batch size change nothing but the time. The reference is a folder, or a statistics file
+(.npz) that --save-reference or the ADM evaluation wrote. Beside the scores stands everything that moves them. Needs
+`pip install torch-fidelity`.
 
 sFID is the Fréchet distance of the first 7 channels of Inception's mixed_6/conv (17 x 17 each), as in the evaluation
 of Dhariwal and Nichol, 2021; precision and recall use Inception's pooled features and 3 neighbours.
