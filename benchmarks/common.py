@@ -93,6 +93,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " - ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -54,10 +54,35 @@ def model() -> plt.Figure:
     return figure
 
 
+def scan() -> plt.Figure:
+    figure, panels = plt.subplots(1, 2, figsize=(6.4, 3.2), layout="constrained")
+    data = rows("cpu-scan")
+    labels = [f"{'forward' if row['what'] == 'forward' else 'forward + backward'}, B = {row['batch']}" for row in data]
+    for axes, ratio, title in (
+        (panels[0], "loop / ours", "plain loop, times slower"),
+        (panels[1], "of exp", "of torch.exp's time"),
+    ):
+        values = [row[ratio] for row in data]
+        ranges = [row[f"{ratio}, range"] for row in data]
+        spread = [
+            [v - r[0] for v, r in zip(values, ranges, strict=True)],
+            [r[1] - v for v, r in zip(values, ranges, strict=True)],
+        ]
+        axes.barh(labels, values, xerr=spread, color=OURS, ecolor=LIMIT, capsize=3)
+        for place, row in enumerate(data):
+            limit = row["at least" if ratio == "loop / ours" else "limit"]
+            axes.plot([limit, limit], [place - 0.4, place + 0.4], color=OTHER)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(title, fontsize=10)
+    panels[1].set_yticklabels([])
+    return figure
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, draw in {"growth": growth, "model": model}.items():
+    for name, draw in {"growth": growth, "model": model, "scan": scan}.items():
         if not (RESULTS / f"cpu-{name}.json").exists():
             print(f"no results yet: benchmarks/{name}.py")
             continue

@@ -4,7 +4,7 @@ Compared in one run, in random order: this library's kernel; the sequential loop
 the materialised exponentials of mamba-ssm's reference (written anew here: that package does not install without CUDA);
 mambapy's parallel scan (`pip install mambapy`; skipped where absent); and, as a yardstick of the machine, `torch.exp`
 over the B * L * E * N elements that any scan has to exponentiate, once into new and once into existing memory. Medians
-over rounds, each case warmed up right before it is timed.
+over rounds, each case warmed up right before it is timed; all of it several times, with the range of the ratios.
 
 python benchmarks/scan.py
 python benchmarks/scan.py --batch 1 --rounds 30 --memory-length 512
@@ -16,6 +16,7 @@ import argparse
 import functools
 import importlib.util
 import multiprocessing
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,21 @@ def check(scans: dict[str, Scan], inputs: dict[str, Tensor], dy: Tensor) -> dict
     return errors
 
 
-def measure(batch: int, options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    inputs = make_inputs(batch, options.length, options.width, options.states)
-    dy = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
+def contenders() -> dict[str, Scan]:
     scans: dict[str, Scan] = {"wavemamba": ours, "loop": functools.partial(loop, unbind=True)}
-    if importlib.util.find_spec("mambapy") is None:
-        print("mambapy is not installed: its rows are skipped")
-    else:
+    if importlib.util.find_spec("mambapy") is not None:
         scans["pscan"] = parallel_scan
-    errors = check(scans, inputs, dy)
+    return scans
+
+
+def problem(batch: int, options: argparse.Namespace) -> tuple[dict[str, Tensor], Tensor]:
+    inputs = make_inputs(batch, options.length, options.width, options.states)
+    return inputs, torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
+
+
+def measure(batch: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    inputs, dy = problem(batch, options)
+    scans = contenders()
     source = torch.randn(inputs["u"].numel() * options.states)
     target = torch.empty_like(source)
     yardsticks = {"exp": lambda: torch.exp(source, out=target), "exp, new memory": lambda: torch.exp(source)}
@@ -175,7 +182,25 @@ def measure(batch: int, options: argparse.Namespace) -> tuple[list[dict[str, Any
                 "at least ": pscan_limit,
             }
         )
-    return rows, errors
+    return rows
+
+
+def summarize(passes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The median of every number over the passes, and the range of the ratios."""
+    rows = []
+    for same in zip(*passes, strict=True):
+        row = {
+            key: value if isinstance(value, str) else _median([r[key] for r in same]) for key, value in same[0].items()
+        }
+        for ratio in ("of exp", "loop / ours", "pscan / ours"):
+            if row[ratio] is not None:
+                row[f"{ratio}, range"] = [min(r[ratio] for r in same), max(r[ratio] for r in same)]
+        rows.append(row)
+    return rows
+
+
+def _median(values: list[Any]) -> Any:
+    return values[0] if None in values or len(set(values)) == 1 else statistics.median(values)
 
 
 def peak_memory(length: int, width: int, states: int) -> dict[str, float]:
@@ -217,27 +242,26 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--slow-rounds", type=int, default=15, help="of the loop and of mambapy")
+    parser.add_argument("--passes", type=int, default=5, help="measure everything so many times; medians over them")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--slow-rounds", type=int, default=7, help="of the loop and of mambapy")
     parser.add_argument("--memory-length", type=int, default=16384, help="sequence of the memory measurement")
     parser.add_argument("--name", default="cpu-scan", help="of the JSON under benchmarks/results")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     ops.warm_up()
-    rows: list[dict[str, Any]] = []
-    errors: dict[str, dict[str, float]] = {}
-    for batch in options.batch:
-        batch_rows, batch_errors = measure(batch, options)
-        rows += batch_rows
-        errors[f"batch {batch}"] = batch_errors
+    if "pscan" not in contenders():
+        print("mambapy is not installed: its rows are skipped")
+    errors = {f"batch {batch}": check(contenders(), *problem(batch, options)) for batch in options.batch}
+    passes = [[row for batch in options.batch for row in measure(batch, options)] for _ in range(options.passes)]
     with multiprocessing.get_context("spawn").Pool(1) as fresh:  # nothing freed that could be taken again
         memory = fresh.apply(peak_memory, (options.memory_length, options.width, options.states))
     print("largest relative error against float64:", f"{max(max(e.values()) for e in errors.values()):.2e}")
     for name, value in memory.items():
         print(f"extra memory, {name}: {value:.2f} activations (limit {MEMORY_LIMITS[name]})")
     settings = {key: value for key, value in vars(options).items() if key != "name"}
-    report(options.name, rows, errors=errors, memory=memory, memory_limits=MEMORY_LIMITS, **settings)
+    report(options.name, summarize(passes), errors=errors, memory=memory, memory_limits=MEMORY_LIMITS, **settings)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def test_agrees_with_pytorch_wavelets():
         (lambda: haar_synthesis(torch.randn(1, 4, 4, 5, 1), 1), ShapeError, "bands"),
         (lambda: frequency_transform("harr"), ConfigError, "transform"),
         (lambda: frequency_transform("db2", -1), ConfigError, "levels"),
+        (lambda: frequency_transform("haar", 99), ConfigError, "levels"),
     ],
 )
 def test_bad_input_is_named(call, error, message):

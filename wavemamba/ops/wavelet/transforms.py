@@ -152,18 +152,24 @@ class BlockDCT(FrequencyTransform):
         return torch.einsum("up,vq,bhwuvc->bhpwqc", basis, basis, blocks).flatten(3, 4).flatten(1, 2).to(bands.dtype)
 
 
+_MOST_LEVELS = 10
+
+
 def frequency_transform(name: str, levels: int = 2) -> FrequencyTransform:
     """Make a transform by name.
 
     Args:
         name: "haar", "dct" (blocks of side `2**levels`), or any discrete wavelet of PyWavelets ("db2", "sym4", ...).
-        levels: number of splits, >= 0.
+        levels: number of splits, 0 to 10.
 
     Raises:
-        ConfigError: the name is unknown or `levels` is negative.
+        ConfigError: the name or `levels` is not one of these.
     """
-    if not isinstance(levels, int) or levels < 0:
-        raise ConfigError(f"levels: expected an int >= 0, got {levels!r}")
+    if not isinstance(levels, int) or not 0 <= levels <= _MOST_LEVELS:
+        raise ConfigError(
+            f"levels: expected an int in 0 .. {_MOST_LEVELS} (maps are padded to a multiple of 2**levels), "
+            f"got {levels!r}"
+        )
     if name == "haar":
         return HaarPacket(levels)
     if name == "dct":
