@@ -18,10 +18,11 @@ from torch import Tensor
 
 Name = TypeVar("Name", bound=Hashable)
 RESULTS = Path(__file__).parent / "results"
+_TUNING = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "KMP_", "THP_MEM", "PYTORCH_", "LD_PRELOAD")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, accelerator, threads and versions."""
+    """Processor, accelerator, threads, versions, and what the environment tells memory and threads."""
     described: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -31,6 +32,8 @@ def machine() -> dict[str, Any]:
     installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
     packages = ("torch", "numba", "triton", "timm", "mamba-ssm", "causal-conv1d", "mambapy")
     described |= {name: installed[name] for name in packages if name in installed}
+    if tuning := {name: value for name, value in os.environ.items() if name.startswith(_TUNING)}:
+        described["environment"] = tuning
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         described["gpu"] = {"name": properties.name, "multiprocessors": properties.multi_processor_count}

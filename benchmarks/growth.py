@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--longest-attention", type=int, default=16384, help="where attention stops, which is quadratic"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="cpu-growth", help="of the JSON under benchmarks/results")
     options = parser.parse_args()

@@ -29,10 +29,14 @@ def growth() -> plt.Figure:
     data = rows("cpu-growth")
     tokens = [row["tokens"] for row in data]
     axes.plot(tokens, [row["mixer, us a token"] for row in data], "o-", color=OURS, label="Mamba mixer")
+    kept = [row["mixer, us a token"] for row in rows("cpu-growth-kept-memory")]
+    axes.plot(tokens, kept, "o:", color=OURS, label="Mamba mixer, memory kept by the allocator")
     measured = [(row["tokens"], row["attention, us a token"]) for row in data if row["attention, us a token"]]
     axes.plot(*zip(*measured, strict=True), "s--", color=OTHER, label="self-attention")
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="microseconds a token")
     axes.set_xticks(tokens, [f"{t:,}" for t in tokens], minor=False)
+    axes.set_ylim(10, 500)
+    axes.set_yticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
