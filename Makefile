@@ -7,7 +7,7 @@ RUN ?= runs/digits
 .PHONY: demo test lint types tests clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo_digits.py --out $(RUN)
+	$(BIN)/python examples/demo_digits.py --out $(RUN) --require 0.95
 
 test: lint types tests
 

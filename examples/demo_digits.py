@@ -155,6 +155,12 @@ def build_parser() -> wt.RecipeParser:
     parser.add_argument("--samples", type=int, default=500, help="samples that are judged, a multiple of 10")
     parser.add_argument("--seed", type=int, default=0, help="of training and sampling")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--require",
+        type=float,
+        default=0.0,
+        help="fail unless accuracy and agreement of the solvers reach this, 0 to 1",
+    )
     return parser
 
 
@@ -192,7 +198,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"({judged['judge_accuracy_on_real_test_digits']:.1%} of real test digits); Fréchet distance to real digits "
         f"{judged['frechet_distance']:.2f}, of their halves {judged['frechet_distance_of_two_real_halves']:.2f}"
     )
-    return 0
+    reached = {"samples read as asked for": judged["accuracy"]} | {
+        f"read as the same digit with {name}": row["read_as_the_same_digit"]
+        for name, row in judged["same_noise_other_solvers"].items()
+    }
+    short = [f"{what} {share:.1%}" for what, share in reached.items() if not share >= args.require]
+    if short:
+        print(f"error: expected at least {args.require:.1%}, got {'; '.join(short)}", file=sys.stderr)
+    return int(bool(short))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from safetensors import SafetensorError
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -289,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
             with wt.FolderLock(run.out, enabled=run.main):
                 run.train()
             run.accelerator.end_training()
-    except (WavemambaError, OSError, SafetensorError) as error:
+    except (WavemambaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,7 +16,7 @@ class BackendUnavailable(WavemambaError, RuntimeError):
 
 
 class CheckpointError(WavemambaError, RuntimeError):
-    """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
+    """A checkpoint is missing, damaged, unsafe, does not fit the model, or cannot be written."""
 
 
 class ConfigError(WavemambaError, ValueError):

@@ -38,7 +38,7 @@ def test_distance_is_the_one_of_the_paper(judge):
     assert judge.distance(half) == pytest.approx(expected, rel=1e-6)
 
 
-def test_demo_leaves_its_files(tmp_path, monkeypatch):
+def test_demo_leaves_its_files_and_says_what_falls_short(tmp_path, monkeypatch, capsys):
     import demo_digits
 
     smaller = [word.replace("dim=64", "dim=32").replace("depth=4", "depth=2") for word in demo_digits.TRAINING]
@@ -57,5 +57,6 @@ def test_demo_leaves_its_files(tmp_path, monkeypatch):
     assert set(metrics["same_noise_other_solvers"]) == {"euler 25", "dopri5"}
     assert all(other["nfe"] > 0 for other in metrics["same_noise_other_solvers"].values())
     before = (run / "model" / "model.safetensors").read_bytes()
-    assert demo_digits.main(options) == 0
+    assert demo_digits.main([*options, "--require=1"]) == 1  # 20 steps do not make a good model
+    assert "samples read as asked for" in capsys.readouterr().err
     assert (run / "model" / "model.safetensors").read_bytes() == before

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from support import GOLDEN, golden_model, relative_error
 
@@ -265,18 +266,19 @@ def test_bad_saved_folders(tmp_path):
         DiMSUM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 @pytest.mark.parametrize("writer", ["wavemamba.models.saving.save_file", "pathlib.Path.write_text"])
-def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch, writer):
+def test_a_failed_save_leaves_the_old_files(tmp_path, monkeypatch, writer, error):
     model = create_model("dimsum_tiny", img_size=8, depth=1)
     model.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     torch.nn.init.ones_(model.pos_embed)
 
     def full_disk(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(writer, full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="No space"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

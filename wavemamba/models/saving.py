@@ -42,15 +42,22 @@ class SavedModel(nn.Module):
             folder: where to; made where it is missing.
 
         Raises:
-            OSError: the folder cannot be written; what it held is as it was.
+            CheckpointError: the folder cannot be written; what it held is as it was.
         """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps({"model": type(self).__name__, **self.config.to_dict()}, indent=2) + "\n"
-        with written_aside(target / CONFIG_NAME) as config, written_aside(target / WEIGHTS_NAME) as weights:
-            save_file(state, weights, metadata={"format": "pt"})
-            config.write_text(text)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with written_aside(target / CONFIG_NAME) as config, written_aside(target / WEIGHTS_NAME) as weights:
+                save_file(state, weights, metadata={"format": "pt"})
+                config.write_text(text)
+        except (OSError, SafetensorError) as error:
+            size = sum(tensor.nbytes for tensor in state.values()) / 2**20
+            raise CheckpointError(
+                f"{target}: expected a folder that takes {size:,.0f} MiB, got: {error}; what it held is as it was; "
+                f"free some space or name another folder"
+            ) from error
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str]) -> Self:
