@@ -13,16 +13,16 @@ from wavemamba.training import FolderLock
 
 # Without importing torch: what another job does, and a child of it that lives on for a while.
 HOLDER = """
-import fcntl, os, subprocess, sys
+import fcntl, os, sys
 file = open(sys.argv[1], "a+")
 fcntl.lockf(file, fcntl.LOCK_EX)
 file.write("process 7 on elsewhere")
 file.flush()
 if os.fork() == 0:
-    sys.stdin.readline()
+    os.read(0, 1)
     os._exit(0)
 print("held", flush=True)
-sys.stdin.readline()
+os.read(0, 1)
 """
 
 
@@ -52,7 +52,7 @@ def test_a_killed_job_leaves_the_folder_free_though_its_children_live(tmp_path, 
 
 
 def test_it_waits_for_a_holder_that_is_ending(tmp_path, holder):
-    holder.stdin.write(b"\n\n")
+    holder.stdin.write(b"..")  # a byte ends the job, the other its child
     holder.stdin.flush()
     with FolderLock(tmp_path, patience=60.0):
         pass
