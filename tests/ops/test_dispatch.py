@@ -3,6 +3,7 @@ import torch
 from support import scan_inputs
 
 from wavemamba import BackendUnavailable, ShapeError, ops
+from wavemamba.ops import availability
 from wavemamba.ops.backend import Backend, Case, resolve
 from wavemamba.ops.selective_scan import BACKENDS, selective_scan
 
@@ -36,6 +37,15 @@ def test_named_backend_that_cannot_run_raises_with_the_reason():
         scan(backend="numba", u=scan_inputs()["u"])
     with pytest.raises(BackendUnavailable, match="runs on a GPU"):
         scan(backend="mamba_ssm", initial_state=None)
+
+
+def test_an_outdated_triton_is_named(monkeypatch):
+    pytest.importorskip("triton")
+    case = Case("op", "cuda", torch.float32, False, 1)
+    monkeypatch.setattr("triton.__version__", "3.2.0")
+    assert "Triton 3.3" in availability.triton(case)
+    monkeypatch.setattr("triton.__version__", "3.10.0+git1234")
+    assert availability.triton(case) is None
 
 
 def test_misspelt_backend_raises(monkeypatch):

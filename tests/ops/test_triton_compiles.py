@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.3")
 from triton_aot import compile_launch, disassemble, launches_of  # needs triton
 
 scan = importlib.import_module("wavemamba.ops.selective_scan.triton")

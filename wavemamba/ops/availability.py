@@ -9,6 +9,8 @@ import torch
 from wavemamba.ops.backend import Case, installed
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_TRITON = (3, 3)
+"""The kernels carry tuples through unrolled loops, which older releases cannot compile. torch 2.7 brings this one."""
 
 
 def numba(case: Case) -> str | None:
@@ -23,14 +25,23 @@ def numba(case: Case) -> str | None:
 
 
 def triton(case: Case) -> str | None:
-    """GPU tensors of 32 or 16 bits, with triton installed."""
+    """GPU tensors of 32 or 16 bits, with a triton installed that is new enough."""
     if case.device != "cuda" and not _interpreting(case):
         return f"runs on a GPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"computes in float32, so {case.dtype} goes to 'torch' or 'reference'"
     if not installed("triton"):
         return "triton is not installed"
+    if _triton_version() < OLDEST_TRITON:
+        return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, which comes with torch 2.7"
     return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def _interpreting(case: Case) -> bool:
