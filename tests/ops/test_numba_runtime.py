@@ -214,6 +214,22 @@ def test_orders_that_point_outside_are_refused(entry):
         to_haar_map(x.view(1, 4, 4, 4), 1, "mosaic", order=order, backend="numba")
 
 
+@pytest.mark.parametrize("advice", [True, False])
+def test_large_tensors_in_huge_pages_or_not(advice, monkeypatch):
+    seen, advise = [], numba_runtime._advise()
+    if advice and advise is None:
+        pytest.skip("this system has no huge pages")
+    function = (lambda *args: seen.append((args, advise(*args)))) if advice else None
+    monkeypatch.setattr(numba_runtime, "_advise", lambda: function)
+    x, weight = torch.randn(1, 40_000, 256), torch.randn(256, 2)
+    y = causal_conv1d(x, weight, backend="numba")
+    assert len(seen) == advice
+    for (first, size, _), status in seen:
+        assert status in (0, -1)  # a kernel without huge pages refuses
+        assert y.data_ptr() <= first < first + size <= y.data_ptr() + y.nbytes
+    torch.testing.assert_close(y, causal_conv1d(x, weight, backend="torch"))
+
+
 def test_inference_mode():
     with torch.inference_mode():
         x, A, B = torch.randn(1, 16, 4), -torch.ones(4, 2), torch.randn(1, 16, 2)

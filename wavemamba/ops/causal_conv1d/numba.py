@@ -15,6 +15,7 @@ from wavemamba.ops.numba_runtime import (
     address,
     checked_order,
     contiguous,
+    empty_rows,
     float_rows,
     launch,
     rows,
@@ -56,7 +57,7 @@ def _compute_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None, order: Tensor | None
 ) -> Tensor:
     inputs = _Inputs(x, weight, bias, initial_state, order)
-    y = torch.empty(x.shape, dtype=torch.float32)
+    y = empty_rows(x.shape)
     launch(kernels.forward, kernels.FORWARD.fill(inputs.items, **inputs.fields(), silu=silu, y=rows(y)))
     return y.to(x.dtype)
 
@@ -83,7 +84,7 @@ def _compute_conv_backward(
     dy = float_rows(dy)
     batch, _, channels = x.shape
     new = functools.partial(torch.empty, dtype=torch.float32)
-    dx = new(x.shape)
+    dx = empty_rows(x.shape)
     dweight, dbias = new(batch, *weight.shape), new(batch, channels)
     dinitial = new(batch, weight.shape[1] - 1, channels)
     job = kernels.BACKWARD.fill(

@@ -14,6 +14,7 @@ from wavemamba.ops.numba_runtime import (
     address,
     checked_order,
     contiguous,
+    empty_rows,
     float_rows,
     launch,
     rows,
@@ -97,9 +98,9 @@ def _compute_scan(
     inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, order)
     initial = None if initial_state is None else contiguous(initial_state)
     sizes = _sizes(u, B)
-    y = torch.empty(u.shape, dtype=torch.float32)
+    y = empty_rows(u.shape)
     last = torch.empty(u.shape[0], *A.shape, dtype=torch.float32)
-    kept = torch.empty(_kept_shape(sizes, keep), dtype=torch.float32)
+    kept = empty_rows(_kept_shape(sizes, keep))
     job = FORWARD.fill(
         _items(sizes),
         **sizes,
@@ -150,8 +151,8 @@ def _compute_scan_backward(
     sizes = _sizes(u, B)
     batch, _, width = u.shape
     new = functools.partial(torch.empty, dtype=torch.float32)
-    du, ddelta = new(u.shape), new(u.shape)
-    dz = None if z is None else new(u.shape)
+    du, ddelta = empty_rows(u.shape), empty_rows(u.shape)
+    dz = None if z is None else empty_rows(u.shape)
     dA, dinitial = new(batch, *A.shape), new(batch, *A.shape)
     dB, dC = new(sizes["blocks"], *B.shape), new(sizes["blocks"], *B.shape)
     dD, dbias = new(batch, width), new(batch, width)

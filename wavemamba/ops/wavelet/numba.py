@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.differentiable import Differentiable
-from wavemamba.ops.numba_runtime import address, checked_order, float_rows, launch, rows
+from wavemamba.ops.numba_runtime import address, checked_order, empty_rows, float_rows, launch, rows
 from wavemamba.ops.scan_order import invert_permutation
 from wavemamba.ops.wavelet import numba_kernels as kernels
 
@@ -21,7 +21,7 @@ def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None,
     source = float_rows(x)
     if source.stride(1) != width * source.stride(2):
         source = source.contiguous()
-    target = torch.empty(x.shape, dtype=torch.float32)
+    target = empty_rows(x.shape)
     order = checked_order(order, height * width)
     steps = None if order is None else invert_permutation(order)
     job = kernels.JOB.fill(
