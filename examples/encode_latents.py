@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                     loader = DataLoader(Images(source, indices), args.batch_size, num_workers=args.workers)
                     writer.write(number, encode(loader, autoencoder, args.mirror, DTYPES[args.dtype], bar))
             writer.finish(source.classes)
-    except (WavemambaError, OSError, SafetensorError) as error:
+    except (WavemambaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{Path(args.out)}: {len(source)} images of {len(source.classes)} classes, {len(missing)} shards encoded now")

@@ -94,6 +94,15 @@ def test_a_damaged_shard_is_found_and_encoded_again(tmp_path, damage):
     LatentShards(tmp_path, verify=True)
 
 
+@pytest.mark.parametrize(("before", "after"), [(b'"mean"', b'"meam"'), (b'{"', b'["')], ids=["name", "header"])
+def test_a_shard_of_the_right_size_that_cannot_be_read_is_named(tmp_path, before, after):
+    write(tmp_path)
+    path = tmp_path / "latents-00001.safetensors"
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(DataError, match=r"latents-00001\.safetensors.*encode it again"):
+        LatentShards(tmp_path).example(5)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("index.json", "{"), ("index.json", "[]"), ("index.json", "{}"), ("index.json", None), ("begun.json", "{")],

@@ -151,24 +151,23 @@ class LatentShards:
     def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
         """Latent `index`, `(c, h, w)` float32, and its class."""
         number, row = divmod(index, self._shard_size)
-        shard = self._shard(number)
         mirrored = self.mirror and generator is not None and bool(torch.rand((), generator=generator) < 0.5)
         suffix = "_mirrored" if mirrored else ""
-        latent = shard.get_slice(f"mean{suffix}")[row : row + 1][0].float()
+        latent = self._row(number, f"mean{suffix}", row).float()
         if generator is not None:
-            std = shard.get_slice(f"std{suffix}")[row : row + 1][0].float()
+            std = self._row(number, f"std{suffix}", row).float()
             latent = latent + std * torch.randn(latent.shape, generator=generator)
-        label = int(shard.get_slice("label")[row : row + 1][0])
-        return latent, label
+        return latent, int(self._row(number, "label", row))
 
-    def _shard(self, number: int) -> Any:
-        if number not in self._open:
-            path = self.folder / self.index["shards"][number]["file"]
-            try:
+    def _row(self, number: int, name: str, row: int) -> Tensor:
+        path = self.folder / self.index["shards"][number]["file"]
+        try:
+            if number not in self._open:
                 self._open[number] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{path}: expected a readable shard ({error}); encode it again") from error
-        return self._open[number]
+            value: Tensor = self._open[number].get_slice(name)[row : row + 1][0]
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: expected a readable shard ({error}); encode it again") from error
+        return value
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # mappings are opened anew in a spawned worker
