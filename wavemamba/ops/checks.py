@@ -1,10 +1,12 @@
-"""Shape checks shared by the ops; each names the argument, what was expected and what came."""
+"""Checks shared by the ops; each names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-from wavemamba.errors import ShapeError
+from wavemamba.errors import ConfigError, ShapeError
 
 
 def expect_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str, remedy: str = "") -> None:
@@ -30,3 +32,10 @@ def expect_floating(name: str, tensor: Tensor) -> None:
     """Raise `ShapeError` unless the tensor is real and floating."""
     if not tensor.dtype.is_floating_point:
         raise ShapeError(f"{name}: expected a floating dtype, got {tensor.dtype}; convert it with .float()")
+
+
+def expect_levels(levels: int, most: float = math.inf) -> None:
+    """Raise `ConfigError` unless the number of splits is an int in `0 .. most`."""
+    if not isinstance(levels, int) or not 0 <= levels <= most:
+        bound = "" if most == math.inf else f" and <= {most}"
+        raise ConfigError(f"levels: expected an int >= 0{bound}, got {levels!r}")

@@ -24,7 +24,7 @@ from torch import Tensor
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops import availability
 from wavemamba.ops.backend import Backend, Case, any_requires_grad, resolve
-from wavemamba.ops.checks import expect_floating, expect_shape
+from wavemamba.ops.checks import expect_floating, expect_levels, expect_shape
 from wavemamba.ops.kernel_loading import import_numba
 
 __all__ = ["BACKENDS", "LAYOUTS", "Layout", "from_haar_map", "haar_analysis", "haar_synthesis", "to_haar_map"]
@@ -107,8 +107,7 @@ def haar_synthesis(bands: Tensor, levels: int, *, backend: str = "auto") -> Tens
     Raises:
         ShapeError: the number of bands is not 4**levels, or the rank is wrong.
     """
-    if not isinstance(levels, int) or levels < 0:
-        raise ConfigError(f"levels: expected an int >= 0, got {levels!r}")
+    expect_levels(levels)
     side = 2**levels
     expect_shape("bands", bands, (None, None, None, side * side, None), "(B, h, w, 4**levels, C)")
     expect_floating("bands", bands)
@@ -159,8 +158,7 @@ def from_haar_map(
 def _check(x: Tensor, levels: int, layout: str, order: Tensor | None = None) -> int:
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if not isinstance(levels, int) or levels < 0:
-        raise ConfigError(f"levels: expected an int >= 0, got {levels!r}")
+    expect_levels(levels)
     expect_shape("x", x, (None, None, None, None), "(B, H, W, C)", "channels come last")
     expect_floating("x", x)
     side = 2**levels

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wavemamba.errors import ConfigError
 from wavemamba.ops.backend import accumulation_dtype
+from wavemamba.ops.checks import expect_levels
 from wavemamba.ops.constants import compiled_constant
 from wavemamba.ops.wavelet import Layout, from_haar_map, haar_analysis, haar_synthesis, to_haar_map
 from wavemamba.ops.wavelet.layout import arrange_bands, collect_bands
@@ -152,7 +153,7 @@ class BlockDCT(FrequencyTransform):
         return torch.einsum("up,vq,bhwuvc->bhpwqc", basis, basis, blocks).flatten(3, 4).flatten(1, 2).to(bands.dtype)
 
 
-_MOST_LEVELS = 10
+_MOST_LEVELS = 10  # maps are padded to a multiple of 2**levels
 
 
 def frequency_transform(name: str, levels: int = 2) -> FrequencyTransform:
@@ -165,11 +166,7 @@ def frequency_transform(name: str, levels: int = 2) -> FrequencyTransform:
     Raises:
         ConfigError: the name or `levels` is not one of these.
     """
-    if not isinstance(levels, int) or not 0 <= levels <= _MOST_LEVELS:
-        raise ConfigError(
-            f"levels: expected an int in 0 .. {_MOST_LEVELS} (maps are padded to a multiple of 2**levels), "
-            f"got {levels!r}"
-        )
+    expect_levels(levels, _MOST_LEVELS)
     if name == "haar":
         return HaarPacket(levels)
     if name == "dct":
