@@ -2,6 +2,11 @@
 
 python benchmarks/growth.py
 python benchmarks/growth.py --longest 16384 --rounds 3
+
+With memory kept in the process, as docs/performance.md explains it (the same for model.py, cpu-model-kept-memory):
+
+export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
+python benchmarks/growth.py --name cpu-growth-kept-memory
 """
 
 from __future__ import annotations

@@ -157,9 +157,9 @@ def build_parser() -> wt.RecipeParser:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
         "--require",
-        type=float,
+        type=wt.number(float, 0, 1),
         default=0.0,
-        help="fail unless accuracy and agreement of the solvers reach this, 0 to 1",
+        help="fail unless accuracy and agreement of the solvers reach this",
     )
     return parser
 
