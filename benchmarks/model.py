@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavemamba
-import wavemamba.layers.mamba as mixer_module
+import wavemamba.layers.mixers.mamba1 as mixer_module
 from wavemamba.ops import warm_up
-from wavemamba.ops.scan_order import invert_permutation
+from wavemamba.scans.order import invert_permutation
 
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -11,7 +11,8 @@ from wavemamba.blocks import (
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
 from wavemamba.layers import MambaMixer
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models
-from wavemamba.ops import ScanOrder, frequency_transform, scan_order
+from wavemamba.scans import ScanOrder, scan_order
+from wavemamba.transforms import frequency_transform
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ from wavemamba import (
     ops,
     scan_order,
 )
-from wavemamba.ops.wavelet import LAYOUTS
+from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
 GRIDS = [(1, 1), (1, 5), (3, 7), (4, 4), (6, 10), (8, 8)]

@@ -5,7 +5,7 @@ import torch
 from support import relative_error
 
 from wavemamba.ops import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
-from wavemamba.ops.wavelet import LAYOUTS
+from wavemamba.ops.haar import LAYOUTS
 
 
 def image(device, levels, channels, batch=2, rows=1, columns=2):

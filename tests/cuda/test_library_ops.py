@@ -12,7 +12,7 @@ from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map, use_backen
 
 scan_op = importlib.import_module("wavemamba.ops.selective_scan.triton")
 conv_op = importlib.import_module("wavemamba.ops.causal_conv1d.triton")
-haar_op = importlib.import_module("wavemamba.ops.wavelet.triton")
+haar_op = importlib.import_module("wavemamba.ops.haar.triton")
 
 
 class Block(torch.nn.Module):

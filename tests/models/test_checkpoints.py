@@ -14,7 +14,7 @@ from support import GOLDEN, golden_model, relative_error
 
 from wavemamba import CheckpointError, ConfigError, DiMSUM, WavemambaError, create_model
 from wavemamba.models.checkpoints import from_released, load_into, load_released, read_weights
-from wavemamba.models.config import DiMSUMConfig
+from wavemamba.models.dimsum.config import DiMSUMConfig
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import torch
 from support import scan_inputs
 
 from wavemamba import BackendUnavailable, ShapeError, ops
-from wavemamba.ops import availability
-from wavemamba.ops.backend import Backend, Case, resolve
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Backend, Case, resolve
 from wavemamba.ops.selective_scan import BACKENDS, selective_scan
 
 

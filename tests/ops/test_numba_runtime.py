@@ -15,9 +15,11 @@ from support import scan_inputs
 from torch.utils.data import DataLoader, Dataset
 
 from wavemamba import ShapeError
-from wavemamba.ops import causal_conv1d, numba_math, numba_runtime, selective_scan, to_haar_map
-from wavemamba.ops.numba_simd import LANES, load, splat, store
-from wavemamba.ops.numba_warm_up import warm_up
+from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
+from wavemamba.ops.cpu import math as numba_math
+from wavemamba.ops.cpu import runtime as numba_runtime
+from wavemamba.ops.cpu.simd import LANES, load, splat, store
+from wavemamba.ops.warm_up import warm_up
 
 ROOT = Path(__file__).parents[2]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -122,7 +124,7 @@ def run_python(code, **environment):
 def test_import_is_light_and_warm_up_compiles():
     code = (
         "import sys, wavemamba.ops; assert 'numba' not in sys.modules;"
-        "from wavemamba.ops.numba_warm_up import warm_up; warm_up();"
+        "from wavemamba.ops.warm_up import warm_up; warm_up();"
         "assert 'wavemamba.ops.selective_scan.numba_forward' in sys.modules"
     )
     assert run_python(code).stderr == ""
@@ -130,7 +132,7 @@ def test_import_is_light_and_warm_up_compiles():
 
 
 def test_machine_code_is_kept_on_disk(tmp_path):
-    code = "import wavemamba.ops.numba_runtime as r; print(r._sum.cache_hits)"
+    code = "import wavemamba.ops.cpu.runtime as r; print(r._sum.cache_hits)"
     first, second = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert (first.stdout.strip(), second.stdout.strip()) == ("0", "1"), first.stderr + second.stderr
     assert list(tmp_path.rglob("*.nbc"))
@@ -139,7 +141,7 @@ def test_machine_code_is_kept_on_disk(tmp_path):
 def test_nowhere_to_write_the_cache():
     code = (
         "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = [];"
-        "import torch, wavemamba.ops.numba_runtime as r; print(r.sum_slices(torch.ones(3, 5)).tolist())"
+        "import torch, wavemamba.ops.cpu.runtime as r; print(r.sum_slices(torch.ones(3, 5)).tolist())"
     )
     result = run_python(code)
     assert result.stdout.strip() == str([3.0] * 5), result.stderr

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from wavemamba import WavemambaError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
 from wavemamba.ops.causal_conv1d.numba import _conv_backward_op, _conv_op
+from wavemamba.ops.haar.numba import _haar_map_op
 from wavemamba.ops.selective_scan.numba import _scan_backward_op, _scan_op
-from wavemamba.ops.wavelet.numba import _haar_map_op
 
 LENGTH, WIDTH = 8, 20
 ORDER = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))

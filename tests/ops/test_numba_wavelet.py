@@ -9,7 +9,7 @@ import torch
 from support import relative_error
 
 from wavemamba.ops import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
-from wavemamba.ops.wavelet import LAYOUTS
+from wavemamba.ops.haar import LAYOUTS
 
 TOLERANCE = {torch.float32: 3e-7, torch.bfloat16: 3e-3, torch.float16: 4e-4}
 DIRECTIONS = {"to": to_haar_map, "from": from_haar_map}

@@ -11,8 +11,8 @@ from triton_aot import compile_launch, disassemble, launches_of  # needs triton
 scan = importlib.import_module("wavemamba.ops.selective_scan.triton")
 plan = importlib.import_module("wavemamba.ops.selective_scan.triton_plan")
 conv = importlib.import_module("wavemamba.ops.causal_conv1d.triton")
-haar = importlib.import_module("wavemamba.ops.wavelet.triton")
-runtime = importlib.import_module("wavemamba.ops.triton_runtime")
+haar = importlib.import_module("wavemamba.ops.haar.triton")
+runtime = importlib.import_module("wavemamba.ops.gpu.runtime")
 
 AMPERE, HOPPER = 80, 90
 CAPABILITIES = pytest.mark.parametrize("capability", [AMPERE, HOPPER])

@@ -9,9 +9,9 @@ from wavemamba.blocks.fusion import SpatialFrequencyFusion
 from wavemamba.blocks.mamba_step import check_cond, check_map
 from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock
+from wavemamba.checks import expect_shape
 from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, add_norm, gated_residual, make_mlp, make_norm, modulate
-from wavemamba.ops.checks import expect_shape
 
 
 class DiMSUMBlock(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.blocks.mamba_step import check_map
+from wavemamba.checks import expect_floating
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers.attention import attend, check_heads
-from wavemamba.ops.checks import expect_floating
 
 FusionMode = Literal["cross", "swap_k", "linear"]
 FUSION_MODES: tuple[FusionMode, ...] = ("cross", "swap_k", "linear")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.errors import ShapeError
 from wavemamba.layers import AdaLN, MambaMixer, RMSNorm, gated_residual, modulate
-from wavemamba.ops.checks import expect_floating, expect_shape
 
 
 def check_map(x: Tensor, dim: int) -> tuple[int, int]:

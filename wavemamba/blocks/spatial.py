@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wavemamba.blocks.mamba_step import GatedMamba, check_cond, check_map
-from wavemamba.ops import ScanOrder, scan_order
+from wavemamba.scans import ScanOrder, scan_order
 
 
 class SpatialMambaBlock(nn.Module):

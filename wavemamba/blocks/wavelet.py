@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from wavemamba.blocks.mamba_step import GatedMamba, check_cond, check_map
 from wavemamba.errors import ConfigError
-from wavemamba.ops import FrequencyTransform, ScanOrder, frequency_transform, scan_order
-from wavemamba.ops.wavelet import LAYOUTS, Layout
+from wavemamba.ops.haar import LAYOUTS, Layout
+from wavemamba.scans import ScanOrder, scan_order
+from wavemamba.transforms import FrequencyTransform, frequency_transform
 
 
 def pad_to_multiple(x: Tensor, side: int) -> Tensor:

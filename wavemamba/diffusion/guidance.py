@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.objective import Model
 from wavemamba.diffusion.paths import broadcast_time
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.names import choose
 
 SCHEDULES = ("constant", "power_cosine")
 

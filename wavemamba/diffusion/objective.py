@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.paths import Path, broadcast_time, get_path
 from wavemamba.diffusion.time import TimeInterval, TimeSampling, default_margins, flow_interval, get_time_sampling
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.names import choose
 
 Model = Callable[..., Tensor]
 """`model(x: (B, C, ...), t: (B,), **kwargs) -> (B, C, ...)`, or `(B, 2C, ...)` where it also learns a variance."""

@@ -7,10 +7,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.objective import Field, Model, Objective, call_model
 from wavemamba.diffusion.report import Callback, SampleInfo
 from wavemamba.diffusion.solvers import ODE_SOLVERS, integrate
+from wavemamba.names import choose
 
 
 @overload

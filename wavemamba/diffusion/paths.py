@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.names import choose
 
 
 def broadcast_time(t: Tensor, x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.objective import Model, Objective
 from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.paths import Path, broadcast_time
@@ -29,6 +28,7 @@ from wavemamba.diffusion.solvers import time_grid
 from wavemamba.diffusion.streams import RandomSource, Streams
 from wavemamba.diffusion.time import TimeInterval, checked_interval
 from wavemamba.errors import ConfigError
+from wavemamba.names import choose
 
 DIFFUSIONS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "none": lambda path, t, norm: torch.zeros_like(t),

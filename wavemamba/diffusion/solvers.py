@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from wavemamba.diffusion.adaptive import integrate_per_sample, row_rms
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
 from wavemamba.diffusion.tableaus import EMBEDDED, EXPLICIT, combine
 from wavemamba.errors import ConfigError, WavemambaError
+from wavemamba.names import choose
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
 """`(t: (B,), x: (B, ...)) -> (B, ...)`."""

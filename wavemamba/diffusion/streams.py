@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.seeds import generator_for
 
 RandomSource = torch.Generator | int | Sequence[torch.Generator | int] | None
 """None: the global generator of the device. A generator or a seed: it deals one seed to each sample, in order. A
 sequence: one generator or one seed per sample."""
-
-_MASK = 2**64 - 1
 
 
 class Streams:
@@ -102,18 +101,7 @@ def _as_generator(one: torch.Generator | int, purpose: str) -> torch.Generator:
                 "CPU streams are what makes a sample the same on every device"
             )
         return one
-    return torch.Generator().manual_seed(_mix(int(one), purpose))
-
-
-def _mix(seed: int, purpose: str) -> int:
-    """Hash of seed and purpose: splitmix64's finaliser (Steele, Lea and Flood, 2014) over the purpose's bytes."""
-    value = seed & _MASK
-    for byte in purpose.encode() + b"\0":
-        value = (value + 0x9E3779B97F4A7C15 + byte) & _MASK
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-        value ^= value >> 31
-    return value & (2**63 - 1)
+    return generator_for(int(one), purpose)
 
 
 def _move(rows: list[Tensor], shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:

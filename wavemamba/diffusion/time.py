@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.names import choose
 from wavemamba.diffusion.paths import Path
 from wavemamba.errors import ConfigError
+from wavemamba.names import choose
 
 
 class TimeInterval(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
-from wavemamba.ops.backend import accumulation_dtype
 
 
 class RMSNorm(nn.Module):

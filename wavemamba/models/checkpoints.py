@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
-from wavemamba.models.config import DiMSUMConfig, check_names
-from wavemamba.models.dimsum import DiMSUM
-from wavemamba.models.released_names import is_weight, own_name, released_name
+from wavemamba.models.dimsum.config import DiMSUMConfig
+from wavemamba.models.dimsum.model import DiMSUM
+from wavemamba.models.dimsum.released_names import is_weight, own_name, released_name
 from wavemamba.models.saving import load_strictly, read_safetensors
+from wavemamba.names import check_names
 
 # Which part of a training checkpoint to take, the first that is there.
 _WEIGHTS = {"ema": ("ema", "model", "state_dict"), "model": ("model", "state_dict")}

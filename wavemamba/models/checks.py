@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.errors import ShapeError
-from wavemamba.models.config import DiMSUMConfig
-from wavemamba.ops.checks import expect_floating, expect_shape
+from wavemamba.models.dimsum.config import DiMSUMConfig
 
 _TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 1]
 

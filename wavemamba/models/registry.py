@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import os
 from collections.abc import Callable
@@ -11,11 +10,12 @@ from typing import Any
 
 from timm.models import register_model
 
-from wavemamba.errors import CheckpointError, ConfigError
+from wavemamba.errors import CheckpointError
 from wavemamba.models.checkpoints import load_into
-from wavemamba.models.config import DiMSUMConfig, check_names
-from wavemamba.models.dimsum import DiMSUM
+from wavemamba.models.dimsum.config import DiMSUMConfig
+from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.saving import download
+from wavemamba.names import check_names
 
 __all__ = [
     "create_model",
@@ -63,10 +63,7 @@ def create_model(
         ConfigError: the name or an override is unknown, or a value is out of range.
         CheckpointError: there are no published weights of that name, or the weights do not fit.
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(str(name).lower(), _BUILDERS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"models: {', '.join(list_models())}"
-        raise ConfigError(f"unknown model {name!r}; {hint}")
+    check_names([str(name)], _BUILDERS, "model")
     model = _BUILDERS[name](pretrained=pretrained and checkpoint_path is None, **overrides)
     if checkpoint_path is not None:
         load_into(model, checkpoint_path)

@@ -1,19 +1,7 @@
 """The parts of a training run that must not lose anything: data order, randomness, checkpoints, recipes."""
 
-from wavemamba.training.checkpointing import (
-    Checkpoints,
-    DamagedCheckpointWarning,
-    read_checkpoint,
-    write_atomically,
-)
-from wavemamba.training.control import (
-    SCHEDULES,
-    StopSignal,
-    check_same_checkpoint,
-    check_same_settings,
-    learning_rate_factor,
-)
-from wavemamba.training.data import (
+from wavemamba.data.latent_shards import LatentShards, LatentShardWriter
+from wavemamba.data.pictures import (
     Digits,
     ExampleSource,
     ImageFolder,
@@ -23,21 +11,32 @@ from wavemamba.training.data import (
     open_source,
     read_image,
 )
+from wavemamba.data.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
+from wavemamba.files import write_atomically
+from wavemamba.locks import FolderLock
+from wavemamba.seeds import derive_seed, generator_for
+from wavemamba.training.checkpointing import (
+    Checkpoints,
+    DamagedCheckpointWarning,
+    read_checkpoint,
+)
+from wavemamba.training.control import (
+    SCHEDULES,
+    StopSignal,
+    check_same_checkpoint,
+    check_same_settings,
+    learning_rate_factor,
+)
 from wavemamba.training.evaluation import held_out_loss
-from wavemamba.training.latents import LatentShards, LatentShardWriter
-from wavemamba.training.lock import FolderLock
+from wavemamba.training.grids import image_grid, to_uint8
 from wavemamba.training.log import RunLog, read_log
-from wavemamba.training.pictures import image_grid, to_uint8
 from wavemamba.training.randomness import (
-    derive_seed,
-    generator_for,
     random_state,
     restore_random_state,
     seed_everything,
 )
 from wavemamba.training.recipe import RecipeParser, device, number, parse_overrides
 from wavemamba.training.state import TrainState
-from wavemamba.training.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
 
 __all__ = [
     "SCHEDULES",

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from wavemamba.errors import CheckpointError
+from wavemamba.files import sha256_of, sync_folder, write_durably
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -71,13 +72,13 @@ class Checkpoints:
             aside.mkdir(parents=True)
             digest, size = _write_state(aside / STATE_FILE, state)
             manifest = {"step": step, "sha256": digest, "bytes": size, "torch": torch.__version__}
-            _write_durably(aside / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
-            _sync_folder(aside)
+            write_durably(aside / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
+            sync_folder(aside)
             final = self.path(step)
             if final.exists():
                 os.replace(final, self.folder / f"{_REPLACED}{step:08d}")
             os.replace(aside, final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
@@ -208,40 +209,3 @@ def _write_state(path: Path, state: dict[str, Any]) -> tuple[str, int]:
         raw.flush()
         os.fsync(raw.fileno())
     return file.digest.hexdigest(), file.size
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace the file at `path` with `data` in one step: a reader, or a kill, sees the old or the new one whole."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        _write_durably(aside, data)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is on the disk only once its folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(file: BinaryIO) -> str:
-    """The SHA-256 of what is left to read of an open binary file, in hexadecimal."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 22):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wavemamba.diffusion.names import choose
 from wavemamba.errors import CheckpointError, ConfigError
+from wavemamba.names import choose
 
 SCHEDULES = ("constant", "cosine")
 

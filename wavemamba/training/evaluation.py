@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from wavemamba.training.data import ExampleSource
-from wavemamba.training.stream import slices_of_batch
+from wavemamba.data.pictures import ExampleSource
+from wavemamba.data.stream import slices_of_batch
 
 Loss = Callable[[Tensor, Tensor, int, slice], Tensor]
 """`loss(x: (b, c, h, w), y: (b,), batch, part) -> (b,)`: these are examples `part` of batch number `batch`."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wavemamba.errors import BackendUnavailable
-from wavemamba.training.checkpointing import write_atomically
+from wavemamba.files import write_atomically
 
 LOG_FILE = "log.jsonl"
 

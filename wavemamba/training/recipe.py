@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from wavemamba.errors import ConfigError
+from wavemamba.names import nearest as nearest_names
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,7 +45,7 @@ class RecipeParser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             known = [option for action in self._actions for option in action.option_strings]
             wrong = next((word for word in message.split()[2:] if word.startswith("--")), "")
-            nearest = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
+            nearest = nearest_names(wrong.split("=")[0], known)
             message += f" (did you mean {nearest[0]}?)" if nearest else ""
         super().error(message)
 
@@ -68,7 +68,7 @@ class RecipeParser(argparse.ArgumentParser):
         for key, value in entries.items():
             name = str(key).replace("_", "-")
             if name not in options:
-                nearest = difflib.get_close_matches(name, options, n=1)
+                nearest = nearest_names(name, options)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(sorted(options))}"
                 raise ConfigError(f"{path}: unknown option {key!r}; {hint}")
             words += _as_words(name, value)

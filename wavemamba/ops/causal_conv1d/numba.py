@@ -10,8 +10,7 @@ from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import numba_kernels as kernels
 from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
-from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
-from wavemamba.ops.numba_runtime import (
+from wavemamba.ops.cpu.runtime import (
     address,
     checked_order,
     contiguous,
@@ -21,6 +20,7 @@ from wavemamba.ops.numba_runtime import (
     rows,
     sum_slices,
 )
+from wavemamba.ops.dispatch.differentiable import Differentiable, refuse_second_derivative
 
 
 class _Inputs:

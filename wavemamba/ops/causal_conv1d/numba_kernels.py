@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_math import sigmoid
-from wavemamba.ops.numba_memory import (
+from wavemamba.ops.cpu.math import sigmoid
+from wavemamba.ops.cpu.memory import (
     aligned,
     keep_alive,
     load_matrix,
@@ -21,8 +21,8 @@ from wavemamba.ops.numba_memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.numba_runtime import ROWS, Job, kernel
-from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, inline, load, splat, store, take_item
+from wavemamba.ops.cpu.runtime import ROWS, Job, kernel
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, inline, load, splat, store, take_item
 
 BLOCK = 128
 _ROW = 4 * BLOCK  # bytes of one step in the scratch memory

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wavemamba.ops.backend import accumulation_dtype, widest_dtype
-from wavemamba.ops.scan_order import invert_permutation
+from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.scans.order import invert_permutation
 
 
 def run(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from wavemamba.ops.causal_conv1d import triton_kernels as kernels
-from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
-from wavemamba.ops.triton_runtime import (
+from wavemamba.ops.dispatch.differentiable import Differentiable, refuse_second_derivative
+from wavemamba.ops.gpu.runtime import (
     dense_rows,
     expect_indexable,
     launch,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wavemamba.ops.triton_math import sigmoid
+from wavemamba.ops.gpu.math import sigmoid
 
 OPAQUE = ["length", "first_step"]
 """Arguments that must not choose another compilation."""

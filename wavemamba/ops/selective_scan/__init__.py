@@ -12,11 +12,12 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
+from wavemamba.checks import expect_floating, expect_shape
+from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
-from wavemamba.ops import availability
-from wavemamba.ops.backend import Backend, Case, any_requires_grad, resolve, widest_dtype
-from wavemamba.ops.checks import expect_floating, expect_shape
-from wavemamba.ops.kernel_loading import import_numba
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Backend, Case, any_requires_grad, resolve
+from wavemamba.ops.dispatch.loading import import_numba
 
 __all__ = ["BACKENDS", "selective_scan"]
 

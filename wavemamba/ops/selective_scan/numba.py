@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.ops.backend import any_requires_grad
-from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
-from wavemamba.ops.numba_runtime import (
+from wavemamba.ops.cpu.runtime import (
     address,
     checked_order,
     contiguous,
@@ -20,7 +18,9 @@ from wavemamba.ops.numba_runtime import (
     rows,
     sum_slices,
 )
-from wavemamba.ops.numba_simd import LANES
+from wavemamba.ops.cpu.simd import LANES
+from wavemamba.ops.dispatch.backend import any_requires_grad
+from wavemamba.ops.dispatch.differentiable import Differentiable, refuse_second_derivative
 from wavemamba.ops.selective_scan.numba_backward import backward
 from wavemamba.ops.selective_scan.numba_forward import forward
 from wavemamba.ops.selective_scan.numba_job import BACKWARD, BLOCK, CHUNK, FORWARD

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
-from wavemamba.ops.numba_math import LOG2_E, exp2_product, sigmoid, softplus
-from wavemamba.ops.numba_memory import (
+from wavemamba.ops.cpu.math import LOG2_E, exp2_product, sigmoid, softplus
+from wavemamba.ops.cpu.memory import (
     aligned,
     keep_alive,
     load_matrix,
@@ -17,8 +17,8 @@ from wavemamba.ops.numba_memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.numba_runtime import kernel
-from wavemamba.ops.numba_simd import LANES, VECTOR_BYTES, broadcast, load, store, take_item
+from wavemamba.ops.cpu.runtime import kernel
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, load, store, take_item
 from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, STEPS, load_projections
 
 

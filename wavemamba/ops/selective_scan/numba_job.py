@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from wavemamba.ops.numba_memory import step_row
-from wavemamba.ops.numba_runtime import ROWS, Job
-from wavemamba.ops.numba_simd import VECTOR_BYTES, get_float, inline, put_float
+from wavemamba.ops.cpu.memory import step_row
+from wavemamba.ops.cpu.runtime import ROWS, Job
+from wavemamba.ops.cpu.simd import VECTOR_BYTES, get_float, inline, put_float
 
 CHUNK = 32
 BLOCK = 128

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wavemamba.ops.backend import accumulation_dtype, widest_dtype
+from wavemamba.dtypes import accumulation_dtype, widest_dtype
 
 
 def run(

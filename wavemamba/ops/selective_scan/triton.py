@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.ops.backend import any_requires_grad
-from wavemamba.ops.differentiable import Differentiable, refuse_second_derivative
+from wavemamba.ops.dispatch.backend import any_requires_grad
+from wavemamba.ops.dispatch.differentiable import Differentiable, refuse_second_derivative
+from wavemamba.ops.gpu.runtime import dense_rows, launch, rows_of
 from wavemamba.ops.selective_scan import triton_backward, triton_kernels, triton_plan
 from wavemamba.ops.selective_scan.triton_plan import Inputs, Sizes
-from wavemamba.ops.triton_runtime import dense_rows, launch, rows_of
 
 
 def _compute_scan(

@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wavemamba.ops.triton_math import LOG2E, sigmoid, softplus
+from wavemamba.ops.gpu.math import LOG2E, sigmoid, softplus
 
 OPAQUE = ["length", "segments", "segment_length", "shift"]
 """Arguments that must not choose another compilation: sizes that vary, and a zero that hides an alignment."""

@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
+from wavemamba.ops.gpu.runtime import dense_rows, expect_indexable, launch, multiprocessors, rows_of
 from wavemamba.ops.selective_scan import triton_segments
-from wavemamba.ops.triton_runtime import dense_rows, expect_indexable, launch, multiprocessors, rows_of
 
 CHUNK = 32
 """Steps between the states that the forward pass keeps; a multiple of both numbers of steps below."""

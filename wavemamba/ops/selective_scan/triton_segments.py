@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wavemamba.ops.gpu.math import LOG2E, sigmoid
 from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
-from wavemamba.ops.triton_math import LOG2E, sigmoid
 
 
 @triton.jit(do_not_specialize=OPAQUE)

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import pywt
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import relative_error
+
+from wavemamba import ConfigError, ShapeError, frequency_transform
+from wavemamba.ops import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
+from wavemamba.ops.haar import LAYOUTS
+
+BACKENDS = ["reference", "torch", "auto"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_packets_are_those_of_pywavelets(backend, levels):
+    x = torch.randn(1, 8, 16, 1, dtype=torch.float64)
+    bands = haar_analysis(x, levels, backend=backend)
+    packet = pywt.WaveletPacket2D(x[0, :, :, 0].numpy(), "haar", mode="periodization", maxlevel=levels)
+    names = ["a", "h", "v", "d"]  # LL, LH (high-pass down the rows), HL, HH
+    for band in range(4**levels):
+        path = "".join(names[band // 4 ** (levels - 1 - level) % 4] for level in range(levels))
+        assert np.allclose(bands[0, :, :, band, 0], packet[path].data), path
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    levels=st.integers(0, 4),
+    cells=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    layout=st.sampled_from(LAYOUTS),
+    channels=st.integers(1, 7),
+    ordered=st.booleans(),
+)
+def test_maps_agree_and_invert_exactly(levels, cells, layout, channels, ordered):
+    height, width = cells[0] * 2**levels, cells[1] * 2**levels
+    x = torch.randn(2, height, width, channels, dtype=torch.float64)
+    order = torch.randperm(height * width) if ordered else None
+    maps = [to_haar_map(x, levels, layout, order=order, backend=backend) for backend in BACKENDS]
+    for other in maps[1:]:
+        assert relative_error(other, maps[0]) < 1e-12
+    for backend in BACKENDS:
+        assert relative_error(from_haar_map(maps[0], levels, layout, order=order, backend=backend), x) < 1e-12
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_put_each_band_where_they_say(layout):
+    levels, side, channels = 2, 4, 3
+    x = torch.randn(1, 8, 12, channels, dtype=torch.float64)
+    bands, grid = haar_analysis(x, levels) / side, to_haar_map(x, levels, layout)
+    for band in range(16):
+        for c in range(channels):
+            p1, p2, channel = band // 4, band % 4, c
+            for h in range(2):
+                for w in range(3):
+                    if layout == "channel":
+                        flat = band * channels + c
+                        channel, p1, p2 = flat // 16, flat // 4 % 4, flat % 4
+                    row, column = (p1 * 2 + h, p2 * 3 + w) if layout == "mosaic" else (4 * h + p1, 4 * w + p2)
+                    assert grid[0, row, column, channel] == pytest.approx(float(bands[0, h, w, band, c]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_maps_gradcheck(backend):
+    x = torch.randn(1, 4, 8, 2, dtype=torch.float64, requires_grad=True)
+    order = torch.randperm(32)
+    for function in (to_haar_map, from_haar_map):
+        assert torch.autograd.gradcheck(lambda v, f=function: f(v, 2, "channel", order=order, backend=backend), (x,))
+
+
+def test_synthesis_inverts_analysis():
+    x = torch.randn(2, 16, 8, 3)
+    assert relative_error(haar_synthesis(haar_analysis(x, 3), 3), x) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["haar", "dct", "db2", "sym4", "bior2.2", "coif1"])
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_transforms_invert_exactly(name, levels):
+    transform = frequency_transform(name, levels)
+    x = torch.randn(2, 8, 16, 3, dtype=torch.float64, requires_grad=True)
+    bands = transform.analysis(x)
+    assert bands.shape == (2, 8 // transform.side, 16 // transform.side, transform.side**2, 3)
+    assert relative_error(transform.synthesis(bands), x) < 1e-9
+    for layout in LAYOUTS:
+        y = transform.from_map(transform.to_map(x, layout), layout)
+        assert relative_error(y, x) < 1e-9
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.allclose(gradient, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("name", ["db2", "sym4", "bior2.2"])
+def test_other_wavelets_are_those_of_pywavelets(name):
+    x = torch.randn(1, 16, 8, 1, dtype=torch.float64)
+    bands = frequency_transform(name, 2).analysis(x)
+    packet = pywt.WaveletPacket2D(x[0, :, :, 0].numpy(), name, mode="periodization", maxlevel=2)
+    for band in range(16):
+        path = "ahvd"[band // 4] + "ahvd"[band % 4]
+        assert np.allclose(bands[0, :, :, band, 0], packet[path].data), path
+
+
+def test_dct_of_a_constant_is_one_coefficient():
+    bands = frequency_transform("dct", 2).analysis(torch.ones(1, 4, 4, 1, dtype=torch.float64))
+    assert bands[0, 0, 0, 0, 0] == pytest.approx(4.0)
+    assert bands[0, 0, 0, 1:].abs().max() < 1e-12
+
+
+def test_agrees_with_pytorch_wavelets():
+    dwt = pytest.importorskip("pytorch_wavelets").DWTForward(J=1, wave="haar", mode="periodization")
+    x = torch.randn(2, 8, 6, 3)
+    low, (high,) = dwt(x.permute(0, 3, 1, 2))
+    bands = haar_analysis(x, 1).permute(0, 4, 3, 1, 2)
+    assert relative_error(bands[:, :, 0], low) < 1e-6
+    assert relative_error(bands[:, :, 1:], high) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: haar_analysis(torch.randn(1, 6, 8, 1), 2), ShapeError, "divisible by 4"),
+        (lambda: haar_analysis(torch.randn(6, 8, 1), 1), ShapeError, r"\(B, H, W, C\)"),
+        (lambda: to_haar_map(torch.randn(1, 4, 4, 1), 1, "tiles"), ConfigError, "mosaic"),
+        (lambda: to_haar_map(torch.randn(1, 4, 4, 1), -1, "mosaic"), ConfigError, "levels"),
+        (lambda: to_haar_map(torch.randn(1, 4, 4, 1), 1, "mosaic", order=torch.arange(3)), ShapeError, "order"),
+        (lambda: haar_synthesis(torch.randn(1, 4, 4, 5, 1), 1), ShapeError, "bands"),
+        (lambda: frequency_transform("harr"), ConfigError, "transform"),
+        (lambda: frequency_transform("db2", -1), ConfigError, "levels"),
+        (lambda: frequency_transform("haar", 99), ConfigError, "levels"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,88 @@
+"""What the released code calls a parameter, and what this library calls it."""
+
+from __future__ import annotations
+
+import re
+
+from wavemamba.models.dimsum.config import DiMSUMConfig
+
+# Constants of the released code (filters, paths), and the condition projection inside its mixers, which its
+# convolution overwrites before use, so that it never moved from its initial values.
+_NOT_WEIGHTS = re.compile(r"\.dwt\.w_|\.idwt\.filters$|dct_conv|zigzag_paths|\.mixer\.cond_proj\.")
+
+_TO_OWN = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^x_embedder\.", "patch_embed."),
+        (r"^t_embedder\.", "time_embed."),
+        (r"^y_embedder\.embedding_table\.", "label_embed.table."),
+        (r"^attn_block\.(?=\d)", "attentions."),
+        (r"^attn_block\.", "attentions.0."),
+        (r"^(attentions\.\d+)\.attn\.", r"\1.attention."),
+        (r"^final_layer\.adaLN_modulation\.1\.", "head.modulation."),
+        (r"^final_layer\.", "head."),
+        (r"^norm_f\.", "final_norm."),
+        (r"\.spatial_mamba\.", ".spatial.step."),
+        (r"\.freq_mamba\.", ".frequency.step."),
+        (r"^(blocks\.\d+)\.proj\.qkv1\.", r"\1.fusion.spatial_qkv."),
+        (r"^(blocks\.\d+)\.proj\.qkv2\.", r"\1.fusion.frequency_qkv."),
+        (r"^(blocks\.\d+)\.proj\.proj\.", r"\1.fusion.proj."),
+        (r"\.norm_2\.", ".norm_mlp."),
+        (r"\.adaLN_modulation\.1\.", ".modulation.linear."),
+        (r"\.mlp\.w12\.", ".mlp.fc1."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+        (r"\.mixer\.A_b_log$", ".mixer.directions.1.A_log"),
+        (r"\.mixer\.(D|conv1d|x_proj|dt_proj)_b\b", r".mixer.directions.1.\1"),
+        (r"\.mixer\.(A_log|D|conv1d|x_proj|dt_proj)\b", r".mixer.directions.0.\1"),
+        (r"\.conv1d\.(weight|bias)$", r".conv_\1"),
+    )
+)
+
+# The way back, for messages about what a file lacks.
+_TO_RELEASED = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^patch_embed\.", "x_embedder."),
+        (r"^time_embed\.", "t_embedder."),
+        (r"^label_embed\.table\.", "y_embedder.embedding_table."),
+        (r"^head\.modulation\.", "final_layer.adaLN_modulation.1."),
+        (r"^head\.", "final_layer."),
+        (r"^final_norm\.", "norm_f."),
+        (r"^(attentions\.\d+)\.attention\.", r"\1.attn."),
+        (r"^attentions\.", "attn_block."),
+        (r"\.spatial\.step\.", ".spatial_mamba."),
+        (r"\.frequency\.step\.", ".freq_mamba."),
+        (r"\.fusion\.spatial_qkv\.", ".proj.qkv1."),
+        (r"\.fusion\.frequency_qkv\.", ".proj.qkv2."),
+        (r"\.fusion\.proj\.", ".proj.proj."),
+        (r"\.norm_mlp\.", ".norm_2."),
+        (r"\.modulation\.linear\.", ".adaLN_modulation.1."),
+        (r"\.conv_(weight|bias)$", r".conv1d.\1"),
+        (r"\.directions\.1\.A_log$", ".A_b_log"),
+        (r"\.directions\.1\.(\w+)", r".\1_b"),
+        (r"\.directions\.0\.", "."),
+    )
+)
+
+
+def is_weight(released: str) -> bool:
+    """Whether a released name is that of a parameter with an effect."""
+    return _NOT_WEIGHTS.search(released) is None
+
+
+def own_name(released: str) -> str:
+    """This library's name of a released parameter."""
+    for pattern, replacement in _TO_OWN:
+        released = pattern.sub(replacement, released)
+    return released
+
+
+def released_name(own: str, config: DiMSUMConfig) -> str:
+    """The released name of a parameter of a model with this configuration: `own_name` undone."""
+    for pattern, replacement in _TO_RELEASED:
+        own = pattern.sub(replacement, own)
+    if config.attention_sharing == "shared":
+        own = own.replace("attn_block.0.", "attn_block.")
+    if config.gated_mlp:
+        own = own.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
+    return own

@@ -1,0 +1,1 @@
+"""The numba runtime: vectors, memory, threads. Importing any part of it imports numba."""

@@ -1,0 +1,81 @@
+"""How the numba kernels reach memory: rows of strided tensors, parts of vectors, tiles, scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_float, get_int, inline, load, put_float, splat, store
+
+
+@inline
+def load_some(address, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """The first `count` lanes from an address, zeros in the others; `spare` is room for one vector."""
+    if count >= LANES:
+        return load(address)
+    store(spare, splat(0.0))
+    for i in range(count):
+        put_float(spare + 4 * i, get_float(address + 4 * i))
+    return load(spare)
+
+
+@inline
+def store_some(address, value, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """Write the first `count` lanes to an address; `spare` is room for one vector."""
+    if count >= LANES:
+        store(address, value)
+    else:
+        store(spare, value)
+        for i in range(count):
+            put_float(address + 4 * i, get_float(spare + 4 * i))
+
+
+@inline
+def row_address(rows, b, row):  # type: ignore[no-untyped-def]  # numba infers
+    """Where a row of batch element `b` begins."""
+    return rows.address + b * rows.batch + row * rows.row
+
+
+@inline
+def step_row(order, step):  # type: ignore[no-untyped-def]  # numba infers
+    """The row that a step visits; `order` is the address of an int64 permutation, or 0."""
+    return step if order == 0 else get_int(order + 8 * step)
+
+
+@inline
+def aligned(buffer):  # type: ignore[no-untyped-def]  # numba infers
+    """The first address in an array that is a multiple of a cache line."""
+    return (buffer.ctypes.data + 63) & ~63
+
+
+@inline
+def keep_alive(buffer):  # type: ignore[no-untyped-def]  # numba infers
+    """Ends every kernel that works on addresses inside an array: numba frees an array after its last mention."""
+    buffer[0] = 0
+
+
+@inline
+def load_matrix(source, target, count, columns, block, padded, factor):  # type: ignore[no-untyped-def]  # numba infers
+    """Rows of a (count, columns) matrix to columns of a (padded, block) tile, times `factor`; absent ones are 0."""
+    for at in range(target, target + 4 * padded * block, VECTOR_BYTES):
+        store(at, splat(0.0))
+    if source != 0:
+        for e in range(count):
+            for n in range(columns):
+                value = np.float32(get_float(source + 4 * (e * columns + n)) * np.float64(factor))
+                put_float(target + 4 * (n * block + e), value)
+
+
+@inline
+def store_matrix(source, target, count, columns, block):  # type: ignore[no-untyped-def]  # numba infers
+    """Columns of a (columns, block) tile to rows of a (count, columns) matrix."""
+    for e in range(count):
+        for n in range(columns):
+            put_float(target + 4 * (e * columns + n), get_float(source + 4 * (n * block + e)))
+
+
+@inline
+def load_vector(address, channel, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`LANES` entries of an (E,) vector, zeros where it is absent."""
+    if address == 0:
+        return splat(0.0)
+    return load_some(address + 4 * channel, count, spare)

@@ -1,0 +1,153 @@
+"""Who can run what, and why not: the dispatch that every op shares.
+
+An op owns a table of `Backend` entries, fastest first. Its public function describes the call as a `Case` and asks
+`resolve` for the function to run. Three things choose a backend, strongest first: the op's own `backend=` argument,
+`use_backend(...)`, and the environment variable `WAVEMAMBA_BACKEND`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavemamba.errors import BackendUnavailable
+
+NAMES = ("reference", "torch", "numba", "triton", "mamba_ssm")
+ENVIRONMENT_VARIABLE = "WAVEMAMBA_BACKEND"
+
+
+class SlowBackendWarning(UserWarning):
+    """An automatic choice on a GPU fell back to a backend without a kernel."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a backend must know of a call to say whether it can run it."""
+
+    op: str
+    device: str
+    """Device type: "cpu", "cuda", ..."""
+    dtype: torch.dtype
+    """The widest floating dtype among the arguments."""
+    needs_grad: bool
+    elements: int
+    """Elements of the largest argument."""
+    features: tuple[str, ...] = ()
+    """Optional parts in use that not every backend has, for example "initial_state" or "order"."""
+
+    def __str__(self) -> str:
+        uses = f" with {', '.join(self.features)}" if self.features else ""
+        return f"{self.op} on {self.device} in {self.dtype}, {self.elements:,} elements{uses}"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op."""
+
+    name: str
+    refuses: Callable[[Case], str | None]
+    """Returns why this backend cannot run the case, or None where it can."""
+    load: Callable[[], Callable[..., Any]]
+    """Imports the implementation; the only heavy import."""
+    slow_on_gpu: bool = False
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of this call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
+def installed(module: str) -> bool:
+    """Whether a top-level package can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+_requested: list[str] = []  # a plain list: torch.compile guards on it, so a graph follows use_backend
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the `with` block on one backend; process-wide, inner blocks win.
+
+    Args:
+        name: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
+
+    Raises:
+        BackendUnavailable: there is no backend of that name.
+    """
+    _check_name(name, "use_backend")
+    _requested.append(name)
+    try:
+        yield
+    finally:
+        _requested.pop()
+
+
+def requested_backend(argument: str) -> str:
+    """The name in force: the call's own argument, then `use_backend`, then the environment variable."""
+    if argument != "auto":
+        _check_name(argument, "backend")
+        return argument
+    if _requested:
+        return _requested[-1]
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if name != "auto":
+        _check_name(name, ENVIRONMENT_VARIABLE)
+    return name
+
+
+def _check_name(name: str, source: str) -> None:
+    if name != "auto" and name not in NAMES:
+        raise BackendUnavailable(f"{source}: expected 'auto' or one of {', '.join(NAMES)}, got {name!r}")
+
+
+def resolve(backends: Sequence[Backend], case: Case, argument: str = "auto") -> Callable[..., Any]:
+    """Find the function that runs `case`.
+
+    Args:
+        backends: the op's table, fastest first.
+        case: the call.
+        argument: the op's own `backend=` argument.
+
+    Raises:
+        BackendUnavailable: the named backend refuses the case, or every one does.
+    """
+    wanted = requested_backend(argument)
+    refusals: dict[str, str] = {}
+    for backend in backends:
+        if wanted in ("auto", backend.name):
+            reason = backend.refuses(case)
+            if reason is None:
+                if wanted == "auto" and backend.slow_on_gpu and case.device != "cpu":
+                    _warn_slow(case, backend.name, refusals)
+                return backend.load()
+            refusals[backend.name] = reason
+    raise BackendUnavailable(f"{wanted!r} cannot run {case}: {refusals or 'this op has no such backend'}")
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_slow(case: Case, name: str, refusals: dict[str, str]) -> None:
+    shapes_only = case.device == "meta"
+    if shapes_only or torch.compiler.is_compiling() or (case.op, case.device) in _warned:
+        return
+    _warned.add((case.op, case.device))
+    warnings.warn(
+        f"{case.op} on {case.device} falls back to the slow backend {name!r}: {refusals}; "
+        f"name a backend to choose it without this warning",
+        SlowBackendWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,1 @@
+"""The Triton runtime: arithmetic and launches. Importing any part of it imports triton."""

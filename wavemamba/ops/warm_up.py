@@ -1,0 +1,25 @@
+"""Compile the CPU kernels ahead of their first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from wavemamba.errors import BackendUnavailable
+from wavemamba.ops.dispatch.backend import installed
+
+_OPS = ("selective_scan", "causal_conv1d", "haar")
+
+
+def warm_up() -> None:
+    """Compile every CPU kernel, or load it from the disk cache; otherwise the first call of each op does.
+
+    Some seconds where nothing is cached yet, a fraction of one afterwards. Useful before timing, before forking
+    workers, and when building a container image.
+
+    Raises:
+        BackendUnavailable: numba is not installed.
+    """
+    if not installed("numba"):
+        raise BackendUnavailable("warm_up: expected numba, which is not installed; pip install numba")
+    for op in _OPS:
+        import_module(f"wavemamba.ops.{op}.numba")
