@@ -1,7 +1,10 @@
-"""Constant tensors (permutations, filter banks), made once for every device."""
+"""Constant tensors (permutations, filters), made once for every device and kept within a number of bytes."""
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,17 +13,90 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_tensors: dict[tuple[Hashable, torch.device], Tensor] = {}
+BUDGET = 64 * 2**20
+"""Bytes of all constants together."""
 
 
-def constant(key: Hashable, device: torch.device, make: Callable[[], NDArray[Any]]) -> Tensor:
-    """The array that `make` returns, on `device`; cached under `key`, not to be written to."""
-    tensor = _tensors.get((key, device))
+class TensorCache:
+    """Tensors by key, of so many bytes at most: what was not asked for longest goes first. Safe to share by threads.
+
+    A tensor that was written to is forgotten.
+
+    Args:
+        budget: bytes of all tensors together; a larger tensor is not kept.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every tensor."""
+        self._lock = threading.Lock()  # a new one: in a forked child the old one may be held for ever
+        self._kept: OrderedDict[Hashable, tuple[Tensor, int]] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """The tensor kept under `key`, if it is still there and as it was."""
+        with self._lock:
+            entry = self._kept.get(key)
+            if entry is None:
+                return None
+            tensor, version = entry
+            if tensor._version != version:
+                self._drop(key)
+                return None
+            self._kept.move_to_end(key)
+            return tensor
+
+    def keep(self, key: Hashable, tensor: Tensor) -> Tensor:
+        """Keep a tensor under `key`; the one that is there already, where another thread was faster."""
+        with self._lock:
+            if key in self._kept:
+                tensor, version = self._kept[key]
+                if tensor._version == version:
+                    return tensor
+                self._drop(key)
+            if tensor.nbytes <= self.budget:
+                self._kept[key] = tensor, tensor._version
+                self.bytes += tensor.nbytes
+                while self.bytes > self.budget:
+                    self._drop(next(iter(self._kept)))
+        return tensor
+
+    def _drop(self, key: Hashable) -> None:
+        self.bytes -= self._kept.pop(key)[0].nbytes
+
+
+_cache = TensorCache(BUDGET)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cache.clear)
+
+
+def constant(
+    key: Hashable,
+    device: torch.device,
+    make: Callable[[], NDArray[Any]],
+    *,
+    prepare: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """The array that `make` returns, on `device`; cached under `key`, not to be written to.
+
+    Args:
+        key: all that the array depends on.
+        device: where the tensor lies.
+        make: returns the array.
+        prepare: called once with a tensor that was just made.
+    """
+    place = _placed(device)
+    tensor = _cache.get((key, place))
     if tensor is None:
         with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
-            tensor = torch.from_numpy(make().copy()).to(device)
+            tensor = torch.from_numpy(make().copy()).to(place)
+        if prepare is not None:
+            prepare(tensor)
         if type(tensor) is Tensor:  # a fake tensor must not outlive its mode
-            _tensors[key, device] = tensor
+            tensor = _cache.keep((key, place), tensor)
     return tensor
 
 
@@ -30,7 +106,12 @@ def compiled_constant(key: Hashable, device: torch.device, make: Callable[[], ND
     The first run of a compiled graph may allocate from the memory pool of its CUDA graph, by thread or by stream: what
     outlives the run must come from elsewhere.
     """
-    if device.type == "cuda" and (key, device) not in _tensors:
+    if device.type == "cuda" and _cache.get((key, _placed(device))) is None:
         with ThreadPoolExecutor(max_workers=1) as elsewhere:
-            elsewhere.submit(constant, key, device, make).result()
+            return elsewhere.submit(constant, key, _placed(device), make).result().clone()
     return constant(key, device, make).clone()
+
+
+def _placed(device: torch.device) -> torch.device:
+    # "cuda" means another device wherever the current one changes.
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

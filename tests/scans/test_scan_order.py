@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from support import GOLDEN
 
 from wavemamba import ConfigError, ShapeError, scan_order
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 GOLDEN_ORDERS = load_file(GOLDEN / "scan_orders.safetensors")
 # The released code walks only 15 of the 25 tokens on these odd grids.

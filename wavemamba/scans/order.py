@@ -17,21 +17,9 @@ from torch import Tensor
 
 from wavemamba.constants import compiled_constant, constant
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.scans.permutation import trust
 
 Permutation = NDArray[np.int64]
-
-
-def invert_permutation(order: Tensor) -> Tensor:
-    """The permutation that puts back what `order` gathered: `inverse[order[l]] = l`.
-
-    Args:
-        order: (L,) int64.
-
-    Returns:
-        (L,) int64.
-    """
-    steps = torch.arange(order.shape[0], device=order.device)
-    return torch.empty_like(order).scatter_(0, order, steps)
 
 
 @dataclass(frozen=True)
@@ -71,6 +59,10 @@ class ScanOrder:
         """The step at which each token is visited, (H * W,) int64; cached per grid and device."""
         return _lookup(self.name, H, W, device, inverse=True)
 
+    def visits(self, H: int, W: int) -> Permutation:
+        """What `build` returns, once it is known to visit every token."""
+        return _checked(self.name, self.build(H, W), H, W)
+
     @property
     def is_identity(self) -> bool:
         """Whether this is the row-major order, which needs no permutation at all."""
@@ -78,13 +70,13 @@ class ScanOrder:
 
     def reversed(self) -> ScanOrder:
         """The same visits, last first."""
-        return ScanOrder(f"reversed({self.name})", functools.partial(_reversed, self.build))
+        return ScanOrder(f"reversed({self.name})", functools.partial(_reversed, self.visits))
 
     def then(self, path: ScanOrder) -> ScanOrder:
         """Walk this order's sequence, laid out row-major on the grid again, along `path`: step l is self[path[l]]."""
         if path.is_identity:
             return self
-        return ScanOrder(f"{self.name}.then({path.name})", functools.partial(_composed, self.build, path.build))
+        return ScanOrder(f"{self.name}.then({path.name})", functools.partial(_composed, self.visits, path.visits))
 
 
 def scan_order(
@@ -248,7 +240,7 @@ def _lookup(name: str, H: int, W: int, device: torch.device | str | None, *, inv
     if torch.compiler.is_compiling():  # a graph keeps the name and the sizes, and no tensor of this process
         compiled: Tensor = _permutation_op(name, H, W, place, inverse)
         return compiled
-    return constant((name, H, W, inverse), place, functools.partial(_array, name, H, W, inverse))
+    return constant((name, H, W, inverse), place, functools.partial(_array, name, H, W, inverse), prepare=trust)
 
 
 @torch.library.custom_op("wavemamba::scan_permutation", mutates_args=())
@@ -264,9 +256,26 @@ def _(name: str, H: int, W: int, device: torch.device, inverse: bool) -> Tensor:
 def _array(name: str, H: int, W: int, inverse: bool) -> Permutation:
     if H < 1 or W < 1:
         raise ShapeError(f"grid: expected H, W >= 1, got {(H, W)}")
-    visited = _orders[name].build(H, W)
+    visited = _orders[name].visits(H, W)
     if not inverse:
         return visited
     steps = np.empty_like(visited)
     steps[visited] = _raster(H, W)
     return steps
+
+
+def _checked(name: str, built: object, H: int, W: int) -> Permutation:
+    visited = np.asarray(built.cpu() if isinstance(built, Tensor) else built)
+    what = f"ScanOrder {name!r}"
+    remedy = "its function must return the row-major index of the token that each step visits"
+    if visited.dtype.kind not in "iu":
+        raise ShapeError(f"{what}: expected integers for the grid {(H, W)}, got {visited.dtype}; {remedy}")
+    if visited.shape != (H * W,):
+        raise ShapeError(f"{what}: expected shape ({H * W},) for the grid {(H, W)}, got {visited.shape}; {remedy}")
+    visits = np.bincount(np.clip(visited, 0, H * W - 1), minlength=H * W)
+    if visited.min() < 0 or visited.max() >= H * W or not visits.all():
+        raise ShapeError(
+            f"{what}: expected every token 0 to {H * W - 1} once for the grid {(H, W)}, got tokens from "
+            f"{visited.min()} to {visited.max()}, {int((visits == 0).sum())} of them never visited; {remedy}"
+        )
+    return visited.astype(np.int64)

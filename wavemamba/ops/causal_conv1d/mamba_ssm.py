@@ -6,7 +6,7 @@ from causal_conv1d import causal_conv1d_fn
 from torch import Tensor
 
 from wavemamba.errors import BackendUnavailable
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 _WIDTHS = (2, 3, 4)
 _ALIGNMENT = 8

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 
 def run(

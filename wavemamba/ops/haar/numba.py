@@ -10,7 +10,7 @@ from torch import Tensor
 from wavemamba.ops.cpu.runtime import address, checked_order, empty_rows, float_rows, launch, rows
 from wavemamba.ops.dispatch.differentiable import Differentiable
 from wavemamba.ops.haar import numba_kernels as kernels
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 _LAYOUTS = {"channel": kernels.CHANNEL, "interleaved": kernels.INTERLEAVED, "mosaic": kernels.MOSAIC}
 

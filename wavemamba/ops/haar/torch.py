@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.ops.haar.layout import arrange_bands, collect_bands
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 
 def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

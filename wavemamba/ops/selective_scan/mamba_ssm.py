@@ -9,7 +9,7 @@ from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
 from wavemamba.errors import BackendUnavailable
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 _MOST_STATES = 256
 
