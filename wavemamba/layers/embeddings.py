@@ -101,14 +101,17 @@ class TimeEmbed(nn.Module):
         self.features = features
         self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, t: Tensor) -> Tensor:
-        """Map times (B,) in [0, 1] to (B, C)."""
+    def forward(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Map times (B,) in [0, 1] to (B, C).
+
+        The features have float32 (float64 for float64 times); the two layers read them in `dtype`, None: that of `t`.
+        """
         half = self.features // 2
         wide = accumulation_dtype(t.dtype)
         steps = torch.arange(half, device=t.device, dtype=wide)
         angles = t.to(wide)[:, None] * torch.exp(-math.log(10000.0) / half * steps)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        y: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        y: Tensor = self.mlp(features.to(dtype or t.dtype))
         return y
 
     def reset_parameters(self) -> None:
@@ -130,25 +133,29 @@ class LabelEmbed(nn.Module):
 
     def __init__(self, num_classes: int, dim: int, dropout: float) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.dropout = dropout
-        self.table = nn.Embedding(num_classes + int(dropout > 0), dim)
+        self.num_classes, self.dropout = num_classes, dropout
+        self.rows = num_classes + int(dropout > 0)
+        self.table = nn.Embedding(self.rows, dim)
 
     @property
     def null_class(self) -> int | None:
         """The id of the null class, or None where there is none."""
         return self.num_classes if self.dropout > 0 else None
 
-    def forward(self, labels: Tensor | None, batch: int) -> Tensor:
-        """Look up (B,) labels; None takes the table's last row for the whole batch.
+    def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Look up the class vectors.
+
+        Args:
+            labels: (B,) int64; None: the table's last row for the whole batch.
+            like: (B, ...), any tensor of the batch: its size and device are those of the missing labels.
 
         Returns:
             (B, C).
         """
         if labels is None:
-            return self.table.weight[-1].expand(batch, -1)
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+            labels = torch.full((like.shape[0],), self.rows - 1, dtype=torch.int64, device=like.device)
+        elif self.training and self.dropout > 0:
+            dropped = torch.rand(labels.shape, dtype=torch.float32, device=labels.device) < self.dropout
             labels = torch.where(dropped, self.num_classes, labels)
         y: Tensor = self.table(labels)
         return y

@@ -23,7 +23,7 @@ def test_mixer_is_its_equation():
     padded = F.pad(x, (0, 0, 3, 0))
     x = F.silu(sum(padded[:, k : k + 7] * ssm.conv_weight[:, k] for k in range(4)) + ssm.conv_bias)
     dt, B, C = (x @ ssm.x_proj.weight.T).split([1, 16, 16], -1)
-    delta = F.softplus(dt @ ssm.dt_proj.weight.T + ssm.dt_proj.bias)
+    delta = F.softplus(dt @ ssm.dt_proj.weight.T + ssm.dt_bias)
     A, state, rows = -torch.exp(ssm.A_log), torch.zeros(1, 16, 16, dtype=torch.float64), []
     for step in range(7):
         d = delta[:, step, :, None]
@@ -63,7 +63,7 @@ def test_conditioning_reaches_the_first_tokens_and_gets_a_gradient():
 def test_initialisation_follows_the_mamba_paper():
     torch.manual_seed(0)
     ssm = MambaMixer(64).directions[0]
-    dt = F.softplus(ssm.dt_proj.bias)
+    dt = F.softplus(ssm.dt_bias)
     assert 1e-3 <= dt.min() < 2e-3
     assert 5e-2 < dt.max() <= 1e-1 + 1e-6
     assert abs(dt.log().mean() - 0.5 * (math.log(1e-3) + math.log(1e-1))) < 0.5

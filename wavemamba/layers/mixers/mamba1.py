@@ -6,10 +6,10 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.checks import expect_shape
+from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops import causal_conv1d, selective_scan
 from wavemamba.scans import ScanOrder
@@ -35,7 +35,8 @@ class SelectiveSSM(nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(inner, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(inner))
         self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner)
+        self.dt_proj = nn.Linear(dt_rank, inner, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(inner))
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.empty(inner))
         self.reset_parameters()
@@ -56,13 +57,13 @@ class SelectiveSSM(nn.Module):
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan(
             x,
-            F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            self.dt_proj(dt),
+            -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype))),
             B,
             C,
             self.D,
             z,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=self.dt_bias,
             delta_softplus=True,
             order=order,
         )
@@ -78,10 +79,11 @@ class SelectiveSSM(nn.Module):
         self.x_proj.reset_parameters()
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         with torch.no_grad():
-            uniform = torch.rand_like(self.dt_proj.bias)
+            wide = accumulation_dtype(self.dt_bias.dtype)
+            uniform = torch.rand_like(self.dt_bias, dtype=wide)
             dt = torch.exp(uniform * (math.log(_DT_MAX) - math.log(_DT_MIN)) + math.log(_DT_MIN)).clamp(min=_DT_FLOOR)
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-            steps = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+            steps = torch.arange(1, self.d_state + 1, dtype=wide, device=self.A_log.device)
             self.A_log.copy_(torch.log(steps).expand_as(self.A_log))
             self.D.fill_(1.0)
 

@@ -85,12 +85,11 @@ class DiMSUM(SavedModel):
     def reset_parameters(self) -> None:
         """Initialise as the released model: see the docstrings of the parts.
 
-        Linear biases are zero, except the step-size biases of the mixers; their output projections are divided by the
-        square root of the depth; the blocks' own modulation and the output layer are zero.
+        Biases of Linear layers are zero; the mixers' output projections are divided by the square root of the depth;
+        the blocks' own modulation and the output layer are zero.
         """
-        step_size_layers = {m.dt_proj for m in self.modules() if hasattr(m, "dt_proj")}
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in step_size_layers and module.bias is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, MambaMixer):
@@ -144,16 +143,16 @@ class DiMSUM(SavedModel):
         """Map tokens (B, H, W, C) and the condition (B, C) to the output (B, out_chans, h, w)."""
         return unpatchify(self.head(tokens, cond), self.config.patch_size)
 
-    def embed_condition(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """The condition (B, C): the time's embedding plus the label's."""
-        cond: Tensor = self.time_embed(t)
+    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+        """The condition (B, C): the time's embedding, its features read in `dtype` (None: of `t`), plus the label's."""
+        cond: Tensor = self.time_embed(t, dtype)
         if self.label_embed is not None:
-            cond = cond + self.label_embed(y, t.shape[0])
+            cond = cond + self.label_embed(y, t)
         return cond
 
     def _run_blocks(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         check_inputs(self.config, x, t, y)
-        cond = self.embed_condition(t, y)
+        cond = self.embed_condition(t, y, x.dtype)
         tokens = self.patch_embed(x)
         hidden: Tensor = tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
         residual: Tensor | None = None

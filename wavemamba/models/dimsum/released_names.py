@@ -35,6 +35,7 @@ _TO_OWN = tuple(
         (r"\.mixer\.(D|conv1d|x_proj|dt_proj)_b\b", r".mixer.directions.1.\1"),
         (r"\.mixer\.(A_log|D|conv1d|x_proj|dt_proj)\b", r".mixer.directions.0.\1"),
         (r"\.conv1d\.(weight|bias)$", r".conv_\1"),
+        (r"\.dt_proj\.bias$", ".dt_bias"),
     )
 )
 
@@ -58,6 +59,7 @@ _TO_RELEASED = tuple(
         (r"\.norm_mlp\.", ".norm_2."),
         (r"\.modulation\.linear\.", ".adaLN_modulation.1."),
         (r"\.conv_(weight|bias)$", r".conv1d.\1"),
+        (r"\.dt_bias$", ".dt_proj.bias"),
         (r"\.directions\.1\.A_log$", ".A_b_log"),
         (r"\.directions\.1\.(\w+)", r".\1_b"),
         (r"\.directions\.0\.", "."),
