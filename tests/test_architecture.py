@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "wavemamba"
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
-GROUND = ("errors", "checks", "names", "dtypes", "constants", "files", "locks", "seeds")
+GROUND = ("errors", "checks", "names", "registry", "dtypes", "constants", "files", "locks", "seeds")
 FLOORS = (
     GROUND,  # these may import each other
     ("scans",),

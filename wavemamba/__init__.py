@@ -11,7 +11,7 @@ from wavemamba.blocks import (
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
 from wavemamba.layers import MambaMixer
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models
-from wavemamba.scans import ScanOrder, scan_order
+from wavemamba.scans import ScanOrder, register_scan_order, scan_order
 from wavemamba.transforms import frequency_transform
 
 __version__ = "0.1.0"
@@ -35,5 +35,6 @@ __all__ = [
     "frequency_transform",
     "list_models",
     "ops",
+    "register_scan_order",
     "scan_order",
 ]

@@ -90,26 +90,34 @@ def constant(
     """
     place = _placed(device)
     tensor = _cache.get((key, place))
-    if tensor is None:
-        with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
-            tensor = torch.from_numpy(make().copy()).to(place)
-        if prepare is not None:
-            prepare(tensor)
-        if type(tensor) is Tensor:  # a fake tensor must not outlive its mode
-            tensor = _cache.keep((key, place), tensor)
-    return tensor
+    if tensor is not None:
+        return tensor
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # public, though untyped
+        return _elsewhere(key, place, make, prepare)
+    with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
+        tensor = torch.from_numpy(make().copy()).to(place)
+    if prepare is not None:
+        prepare(tensor)
+    return (
+        _cache.keep((key, place), tensor) if type(tensor) is Tensor else tensor
+    )  # a fake one must not outlive its mode
 
 
 def compiled_constant(key: Hashable, device: torch.device, make: Callable[[], NDArray[Any]]) -> Tensor:
-    """A copy of `constant` for the inside of an op in a compiled graph, whose code may write into its buffers.
+    """A copy of `constant` for the inside of an op in a compiled graph, whose code may write into its buffers."""
+    place = _placed(device)
+    if place.type == "cuda" and _cache.get((key, place)) is None:
+        return _elsewhere(key, place, make, None).clone()
+    return constant(key, place, make).clone()
 
-    The first run of a compiled graph may allocate from the memory pool of its CUDA graph, by thread or by stream: what
-    outlives the run must come from elsewhere.
-    """
-    if device.type == "cuda" and _cache.get((key, _placed(device))) is None:
-        with ThreadPoolExecutor(max_workers=1) as elsewhere:
-            return elsewhere.submit(constant, key, _placed(device), make).result().clone()
-    return constant(key, device, make).clone()
+
+def _elsewhere(
+    key: Hashable, place: torch.device, make: Callable[[], NDArray[Any]], prepare: Callable[[Tensor], None] | None
+) -> Tensor:
+    # In a thread of its own: what outlives the run must come neither from the memory pool of a CUDA graph, from which
+    # the first run of a compiled graph may allocate, by thread or by stream, nor out of the trace of torch.jit.
+    with ThreadPoolExecutor(max_workers=1) as elsewhere:
+        return elsewhere.submit(constant, key, place, make, prepare=prepare).result()
 
 
 def _placed(device: torch.device) -> torch.device:
