@@ -80,9 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
         autoencoder = Autoencoder.from_pretrained(args.autoencoder, device=args.device)
-        source = wt.ImageFolder(args.data, args.image_size)
+        source = wt.ImageFolder(args.data, wt.PictureView(size=args.image_size, reduce=None))
         description = {
-            "images": wt.fingerprint(source), "autoencoder": str(args.autoencoder), "image_size": args.image_size,
+            "images": source.fingerprint(), "autoencoder": str(args.autoencoder), "image_size": args.image_size,
             "scaling_factor": autoencoder.scaling_factor, "shift_factor": autoencoder.shift_factor,
             "mirrored": args.mirror, "dtype": args.dtype,
             "shape": autoencoder.latent_shape(args.image_size, args.image_size),

@@ -150,7 +150,7 @@ class Evaluation:
 
     def of_folder(self, folder: str, count: int | None, title: str) -> tuple[Features, dict]:
         """Features of the images of a folder, and what they depend on."""
-        source = wt.ImageFolder(folder, self.args.image_size)
+        source = wt.ImageFolder(folder, wt.PictureView(size=self.args.image_size, reduce=None), labels="none")
         total = len(source) if count is None else count
         least = max(LEAST, total, self.accelerator.num_processes)
         if len(source) < least or total < LEAST:

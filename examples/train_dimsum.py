@@ -43,8 +43,8 @@ def build_parser() -> wt.RecipeParser:
     parser = wt.RecipeParser(description=__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", required=True, help="'digits', a folder of images (class = sub-folder), or a folder of latent shards")
-    add("--image-size", type=count, default=256, help="side that images are scaled and cropped to")
-    add("--channels", type=int, choices=(1, 3), default=3, help="1: grey, 3: RGB images")
+    add("--image-size", type=count, help="side that images are scaled and cropped to (256)")
+    add("--channels", type=int, choices=(1, 3), help="1: grey, 3: RGB images (3)")
     add("--mirror", action=flag, default=False, help="mirror every example left to right half of the time")
     add("--holdout", type=wt.number(float, 0, 1), default=0.0, help="fraction kept out of training for --eval-every")
     add("--workers", type=natural, default=0, help="processes that load data, per training process")
@@ -242,9 +242,9 @@ class Run:
         """From where the run stands to its end."""
         args, state = self.args, self.state
         self.resume()
-        numbers = wt.StepBatches(args.batch_size, state.step, args.steps, **self.share)
-        stream, pin = wt.ExampleStream(self.source, args.seed), self.device.type == "cuda"
-        batches = iter(wt.batch_loader(stream, numbers, workers=args.workers, pin_memory=pin))
+        batches = iter(wt.Batches(self.source, seed=args.seed, batch_size=args.batch_size, start=state.step,
+                                  stop=args.steps, workers=args.workers, pin_memory=self.device.type == "cuda",
+                                  **self.share))  # fmt: skip
         bar = tqdm(total=args.steps, initial=state.step, disable=not self.main or args.quiet, unit="step")
 
         def due(every: int) -> bool:
@@ -260,7 +260,7 @@ class Run:
                 bar.set_postfix(loss=f"{total / count:.4f}")
                 row = {"loss": total / count, "lr": state.schedule.get_last_lr()[0], "gradient_norm": norm.item()}
                 self.log.write(state.step, {**row, "epoch": state.step * args.batch_size / len(self.source)})
-            if due(args.eval_every) and len(self.held_out):
+            if due(args.eval_every) and self.held_out is not None:
                 self.log.write(state.step, {"held_out_loss": self.held_out_loss()})
             if due(args.sample_every) and state.step < args.steps:
                 self.sample_grid()

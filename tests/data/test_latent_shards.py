@@ -7,8 +7,9 @@ import pickle
 import pytest
 import torch
 
+from wavemamba.data import LatentShards, LatentShardWriter
 from wavemamba.errors import DataError
-from wavemamba.training import LatentShards, LatentShardWriter, generator_for
+from wavemamba.seeds import generator_for
 
 DESCRIPTION = {"shape": [2, 3, 3], "mirrored": True, "autoencoder": "test"}
 
@@ -88,7 +89,7 @@ def test_a_damaged_shard_is_found_and_encoded_again(tmp_path, damage):
     else:
         data[-1] ^= 1
         path.write_bytes(data[:-5] if damage == "truncated" else data)
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors.*encode_latents"):
+    with pytest.raises(DataError, match=r"latents-00001\.safetensors.*encode the images again"):
         LatentShards(tmp_path, verify=True)
     assert write(tmp_path) == [1]
     LatentShards(tmp_path, verify=True)

@@ -5,19 +5,20 @@ import pytest
 import torch
 from PIL import Image
 
-from wavemamba.errors import ConfigError, DataError
-from wavemamba.training import (
+from wavemamba.data import (
+    Batches,
     Digits,
+    ExampleSource,
     ExampleStream,
     ImageFolder,
+    PictureView,
     StepBatches,
-    batch_loader,
-    derive_seed,
-    generator_for,
     hold_out,
     open_source,
     slices_of_batch,
 )
+from wavemamba.errors import ConfigError, DataError
+from wavemamba.seeds import derive_seed, generator_for
 
 
 def write_images(folder, count, size=(20, 14), classes=("cat", "dog")):
@@ -31,7 +32,7 @@ def write_images(folder, count, size=(20, 14), classes=("cat", "dog")):
     return folder
 
 
-class Counting:
+class Counting(ExampleSource):
     """A source whose examples say which they are and what was drawn for them."""
 
     classes = ("a", "b")
@@ -47,6 +48,9 @@ class Counting:
         drawn = 0.0 if generator is None else float(torch.rand((), generator=generator))
         return torch.tensor([[[index + drawn]]]), index % 2
 
+    def fingerprint(self):
+        return str(self.count)
+
 
 def test_digits_are_the_real_ones():
     digits = Digits()
@@ -61,7 +65,7 @@ def test_digits_are_the_real_ones():
 
 
 def test_image_folder_classes_sizes_and_range(tmp_path):
-    folder = ImageFolder(write_images(tmp_path, 3), 8)
+    folder = ImageFolder(write_images(tmp_path, 3), PictureView(size=8))
     assert folder.classes == ("cat", "dog")
     assert len(folder) == 6
     image, label = folder.example(4)
@@ -73,20 +77,20 @@ def test_image_folder_classes_sizes_and_range(tmp_path):
 
 def test_image_folder_without_subfolders_is_one_class(tmp_path):
     source = write_images(tmp_path / "all", 2, classes=("x",))
-    assert ImageFolder(source / "x", 8, channels=1).classes == ("x",)
-    assert ImageFolder(source / "x", 8, channels=1).example(1)[0].shape == (1, 8, 8)
+    assert ImageFolder(source / "x", PictureView(size=8, channels=1)).classes == ("x",)
+    assert ImageFolder(source / "x", PictureView(size=8, channels=1)).example(1)[0].shape == (1, 8, 8)
 
 
 def test_image_is_upright_cropped_to_the_centre_and_keeps_its_values(tmp_path):
     array = np.zeros((4, 10, 3), dtype=np.uint8)
     array[:, 3:7] = 255
     Image.fromarray(array).save(tmp_path / "a.png")
-    image, _ = ImageFolder(tmp_path, 4).example(0)
+    image, _ = ImageFolder(tmp_path, PictureView(size=4)).example(0)
     assert torch.equal(image, torch.ones(3, 4, 4))
 
 
 def test_mirroring_is_a_draw_from_the_examples_generator(tmp_path):
-    folder = ImageFolder(write_images(tmp_path, 1), 8, mirror=True)
+    folder = ImageFolder(write_images(tmp_path, 1), PictureView(size=8, mirror=True))
     plain = folder.example(0)[0]
     seen = [folder.example(0, generator_for(k))[0] for k in range(40)]
     flipped = [not torch.equal(image, plain) for image in seen]
@@ -108,7 +112,7 @@ def test_unreadable_image_is_named(tmp_path, content):
     write_images(tmp_path, 2)
     path = tmp_path / "dog" / "0.png"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    folder = ImageFolder(tmp_path, 8)
+    folder = ImageFolder(tmp_path, PictureView(size=8))
     folder.example(0)
     with pytest.raises(DataError, match=r"dog/0\.png"):
         folder.example(2)
@@ -117,7 +121,7 @@ def test_unreadable_image_is_named(tmp_path, content):
 def test_wrong_options_are_refused(tmp_path):
     write_images(tmp_path, 1)
     with pytest.raises(ConfigError, match="channels"):
-        ImageFolder(tmp_path, 8, channels=2)
+        PictureView(size=8, channels=2)
     with pytest.raises(ConfigError, match="mirror"):
         open_source("digits", mirror=True)
     with pytest.raises(ConfigError, match="holdout"):
@@ -149,16 +153,15 @@ def test_stream_is_a_function_of_seed_and_position():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_a_loader_gives_what_the_unbroken_one_gives(workers):
-    stream = ExampleStream(Counting(7), seed=5)
-    whole = [x.flatten().tolist() for x, _ in batch_loader(stream, StepBatches(4, 0, 6))]
-    rest = [x.flatten().tolist() for x, _ in batch_loader(stream, StepBatches(4, 2, 6), workers=workers)]
+    common = {"seed": 5, "batch_size": 4, "stop": 6}
+    whole = [x.flatten().tolist() for x, _ in Batches(Counting(7), start=0, **common)]
+    rest = [x.flatten().tolist() for x, _ in Batches(Counting(7), start=2, workers=workers, **common)]
     assert rest == whole[2:]
 
 
 def test_loader_leaves_the_global_generator_alone():
-    stream = ExampleStream(Counting(7), seed=5)
     before = torch.get_rng_state()
-    list(batch_loader(stream, StepBatches(2, 0, 3)))
+    list(Batches(Counting(7), seed=5, batch_size=2, start=0, stop=3))
     assert torch.equal(before, torch.get_rng_state())
 
 

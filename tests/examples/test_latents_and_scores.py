@@ -100,9 +100,13 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
     assert "1 shards encoded now" in capsys.readouterr().out
 
     from wavemamba.diffusion import Autoencoder
-    from wavemamba.training import ImageFolder
+    from wavemamba.training import ImageFolder, PictureView
 
-    mean = Autoencoder.from_pretrained(autoencoder).posterior(ImageFolder(images, 16).example(59)[0][None]).mean[0]
+    mean = (
+        Autoencoder.from_pretrained(autoencoder)
+        .posterior(ImageFolder(images, PictureView(size=16)).example(59)[0][None])
+        .mean[0]
+    )
     torch.testing.assert_close(shards.example(59)[0], mean, rtol=1e-4, atol=1e-5)
 
     run, status = train("a", f"--data={out}", "--mirror", "--verify-data", f"--autoencoder={autoencoder}", steps=2)

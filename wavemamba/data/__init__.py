@@ -1,1 +1,42 @@
-"""Data sources, and the stream that resumes."""
+"""Data sources, and the stream of batches that resumes at any step."""
+
+from wavemamba.data.digits import Digits
+from wavemamba.data.image_folder import ImageFolder
+from wavemamba.data.latent_shards import LatentShards
+from wavemamba.data.latent_writer import LatentShardWriter
+from wavemamba.data.pictures import PictureView
+from wavemamba.data.source import (
+    ExampleSource,
+    Part,
+    Source,
+    StreamedSource,
+    hold_out,
+    open_source,
+    register_source,
+    source_kinds,
+)
+from wavemamba.data.stream import Batches, ExampleStream, StepBatches, collate, slices_of_batch
+from wavemamba.data.verify import unreadable, verified
+
+__all__ = [
+    "Batches",
+    "Digits",
+    "ExampleSource",
+    "ExampleStream",
+    "ImageFolder",
+    "LatentShardWriter",
+    "LatentShards",
+    "Part",
+    "PictureView",
+    "Source",
+    "StepBatches",
+    "StreamedSource",
+    "collate",
+    "hold_out",
+    "open_source",
+    "register_source",
+    "slices_of_batch",
+    "source_kinds",
+    "unreadable",
+    "verified",
+]

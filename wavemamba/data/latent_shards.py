@@ -1,197 +1,248 @@
-"""Latents of a whole image folder in shards: written once, resumable, checked by checksum, read at random."""
+"""Latents in shards, read at random: a shard is checked when it is opened, and never mapped into memory."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from wavemamba.data.source import ExampleSource, classes_of, count_of, digest_of, register_source, shown
 from wavemamba.errors import DataError
-from wavemamba.files import sha256_of, write_atomically
+from wavemamba.files import sha256_of
 
 INDEX_FILE = "index.json"
+_REMEDY = "encode the images to the end with python -m wavemamba.encode"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_LONGEST_HEADER = 1 << 20
 
 
-class LatentShardWriter:
-    """Writes latents in numbered shards of equal length, so that an interrupted run goes on at the first missing one.
+@dataclass(frozen=True)
+class _Field:
+    """Where a tensor of n equal rows lies in a file."""
 
-    A shard is `latents-00000.safetensors` with `mean` and `std` (n, c, h, w) of the autoencoder's scaled posterior,
-    `label` (n,) int64, and where images were also encoded mirrored `mean_mirrored` and `std_mirrored`; beside it
-    `latents-00000.json` holds its length and SHA-256. `finish` writes `index.json`, without which nothing is read.
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
 
-    Args:
-        folder: made if needed.
-        description: what the latents depend on, plain JSON values; a folder begun with another one is refused.
-        total: examples in all.
-        shard_size: examples a shard.
-
-    Raises:
-        DataError: the folder holds shards made from something else.
-    """
-
-    def __init__(self, folder: str | Path, description: dict[str, Any], *, total: int, shard_size: int = 4096) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.total = total
-        self.shard_size = shard_size
-        self.description = json.loads(json.dumps({**description, "total": total, "shard_size": shard_size}))
-        begun = self.folder / "begun.json"
-        if begun.exists():
-            found = _read_object(begun, "give another output folder")
-            differing = sorted(
-                key for key in {*found, *self.description} if found.get(key) != self.description.get(key)
-            )
-            if differing:
-                what = ", ".join(f"{key} was {found.get(key)!r}, is {self.description.get(key)!r}" for key in differing)
-                raise DataError(
-                    f"{self.folder}: expected the same encoding as it was begun with, got: {what}; "
-                    "give another output folder"
-                )
-        else:
-            write_atomically(begun, json.dumps(self.description, indent=1).encode())
-
-    def missing(self) -> Iterator[tuple[int, range]]:
-        """Number and example range of every shard that is not there, or whose file does not match its checksum."""
-        for number, start in enumerate(range(0, self.total, self.shard_size)):
-            if not self._is_good(number):
-                yield number, range(start, min(start + self.shard_size, self.total))
-
-    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """Write shard `number`: aside, flushed, renamed, read back and compared; then its checksum.
-
-        Raises:
-            DataError: what the disk gives back is not what was written.
-        """
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        digest = hashlib.sha256(data).hexdigest()
-        path = self._path(number)
-        write_atomically(path, data)
-        entry = {"file": path.name, "count": len(tensors["label"]), "bytes": len(data), "sha256": digest}
-        write_atomically(path.with_suffix(".json"), json.dumps(entry).encode())
-        if not self._is_good(number):
-            raise DataError(f"{path}: expected SHA-256 {digest} after writing, the disk gave back something else")
-
-    def finish(self, classes: tuple[str, ...]) -> None:
-        """Write `index.json`.
-
-        Raises:
-            DataError: a shard is missing.
-        """
-        entries = []
-        for number in range(-(-self.total // self.shard_size)):
-            path = self._path(number).with_suffix(".json")
-            if not path.exists():
-                raise DataError(f"{path}: expected every shard before the index, this one is missing; encode again")
-            entries.append(json.loads(path.read_text()))
-        index = {**self.description, "classes": list(classes), "shards": entries}
-        write_atomically(self.folder / INDEX_FILE, json.dumps(index, indent=1).encode())
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"latents-{number:05d}.safetensors"
-
-    def _is_good(self, number: int) -> bool:
-        path = self._path(number)
-        try:
-            entry = json.loads(path.with_suffix(".json").read_text())
-            return _mismatch(path, entry, checksum=True) is None
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-class LatentShards:
-    """The latents that `LatentShardWriter` wrote, read from memory-mapped files.
+class LatentShards(ExampleSource):
+    """The latents that `LatentShardWriter` wrote.
 
     `example(index, generator)` draws from the posterior, `mean + std * eps`, and takes the mirrored latents half of the
-    time where `mirror` asks for it; without a generator it is the mean.
+    time where `mirror` asks for it; without a generator it is the mean. Rows are read, not mapped: a file that is cut
+    while a run uses it is an error and not the end of the process.
 
     Args:
         folder: where `index.json` is.
         mirror: use the mirrored encodings too.
-        verify: compare every shard with its SHA-256 first; otherwise only sizes are compared.
+        verify: compare every shard with its SHA-256 first, and look for NaN; otherwise sizes, headers and labels are
+            looked at.
 
     Raises:
-        DataError: no index, or a shard that does not match it, or no mirrored latents where they are asked for.
+        DataError: no index, or a shard that does not match it, a label that is no class, or no mirrored latents where
+            they are asked for.
     """
 
     def __init__(self, folder: str | Path, *, mirror: bool = False, verify: bool = False) -> None:
         self.folder = Path(folder)
-        remedy = "run examples/encode_latents.py to its end"
-        self.index = _read_object(self.folder / INDEX_FILE, remedy)
+        self.index = read_object(self.folder / INDEX_FILE, _REMEDY)
         try:
-            self._total, self._shard_size = int(self.index["total"]), int(self.index["shard_size"])
+            self._total, self._shard_size = _whole(self.index, "total"), _whole(self.index, "shard_size")
+            channels, height, width = (_whole({"shape": side}, "shape") for side in self.index["shape"])
             mirrored = bool(self.index["mirrored"])
-            entries = [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in self.index["shards"]]
+            entries = [_entry(entry) for entry in self.index["shards"]]
             self.classes: tuple[str, ...] = tuple(self.index["classes"])
-            channels, height, width = map(int, self.index["shape"])
-            if self._total < 1 or len(entries) != -(-self._total // self._shard_size):
+            if not self.classes or not all(isinstance(name, str) for name in self.classes):
+                raise ValueError(f"classes: {self.classes!r}")
+            if len(entries) != -(-self._total // self._shard_size):
                 raise ValueError(f"{len(entries)} shards of {self._shard_size} for {self._total} examples")
+            if foreign := [e["file"] for e in entries if Path(e["file"]).name != e["file"] or e["file"] in ("", "..")]:
+                raise ValueError(f"a shard outside the folder: {foreign[0]!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.folder / INDEX_FILE}: expected the index of latent shards ({error!r}); {remedy}"
+                f"{shown(self.folder / INDEX_FILE)}: expected the index of latent shards ({error!r}); {_REMEDY}"
             ) from error
-        self.shape: tuple[int, int, int] = (channels, height, width)
-        for entry in entries:
-            if reason := _mismatch(self.folder / entry["file"], entry, checksum=verify):
-                raise DataError(f"{reason}; delete the file and run examples/encode_latents.py again")
         if mirror and not mirrored:
-            raise DataError(f"{self.folder}: expected mirrored latents, there are none; encode with --mirror")
+            raise DataError(f"{shown(self.folder)}: expected mirrored latents, there are none; encode with --mirror")
+        self.shape: tuple[int, int, int] = (channels, height, width)
         self.mirror = mirror
-        self._open: dict[int, Any] = {}
+        self.paths = [self.folder / entry["file"] for entry in entries]
+        for path, entry in zip(self.paths, entries, strict=True):
+            if reason := mismatch(path, entry, checksum=verify):
+                raise DataError(f"{reason}; delete the file and encode the images again")
+        self._sums = tuple(entry["sha256"] for entry in entries)
+        self._fields = [self._header(number, mirrored) for number in range(len(entries))]
+        self.labels = torch.cat([self._labels(number) for number in range(len(entries))])
+        if verify:
+            for index in range(self._total):
+                for name in self._fields[0]:
+                    if name != "label":
+                        self._row(index, name)
 
     def __len__(self) -> int:
         return self._total
 
     def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
-        """Latent `index`, `(c, h, w)` float32, and its class."""
-        number, row = divmod(index, self._shard_size)
-        mirrored = self.mirror and generator is not None and bool(torch.rand((), generator=generator) < 0.5)
-        suffix = "_mirrored" if mirrored else ""
-        latent = self._row(number, f"mean{suffix}", row).float()
-        if generator is not None:
-            std = self._row(number, f"std{suffix}", row).float()
-            latent = latent + std * torch.randn(latent.shape, generator=generator)
-        return latent, int(self._row(number, "label", row))
+        """Latent `index`, `(c, h, w)` float32, and its class.
 
-    def _row(self, number: int, name: str, row: int) -> Tensor:
-        path = self.folder / self.index["shards"][number]["file"]
+        Raises:
+            DataError: the shard was cut or taken away, or the latent holds NaN.
+        """
+        mirrored = False
+        if self.mirror and generator is not None:
+            mirrored = bool(torch.rand((), generator=generator, dtype=torch.float32, device="cpu") < 0.5)
+        suffix = "_mirrored" if mirrored else ""
+        latent = self._row(index, f"mean{suffix}")
+        if generator is not None:
+            noise = torch.randn(latent.shape, generator=generator, dtype=torch.float32, device="cpu")
+            latent = latent + self._row(index, f"std{suffix}") * noise
+        return latent, int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """Of the classes and of every shard's SHA-256 in the index."""
+        return digest_of(json.dumps([self.classes, self.shape]), *self._sums)
+
+    def summary(self) -> str:
+        """How many latents of which classes."""
+        mirrored = ", mirrored ones too" if self.mirror else ""
+        return f"{shown(self.folder)}: {count_of(self)} (latents{mirrored}) of {classes_of(self)}"
+
+    def _rows_in(self, number: int) -> int:
+        return min(self._shard_size, self._total - number * self._shard_size)
+
+    def _header(self, number: int, mirrored: bool) -> dict[str, _Field]:
+        """Where the tensors of a shard lie, from the header of its safetensors file."""
+        path, rows = self.paths[number], self._rows_in(number)
+        expected = {"label": (rows,), "mean": (rows, *self.shape), "std": (rows, *self.shape)}
+        if mirrored:
+            expected |= {"mean_mirrored": (rows, *self.shape), "std_mirrored": (rows, *self.shape)}
+        fields = {}
         try:
-            if number not in self._open:
-                self._open[number] = safe_open(path, framework="pt")
-            value: Tensor = self._open[number].get_slice(name)[row : row + 1][0]
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: expected a readable shard ({error}); encode it again") from error
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > _LONGEST_HEADER:
+                    raise ValueError(f"a header of {length} bytes")
+                header = json.loads(file.read(length))
+            size = path.stat().st_size - 8 - length
+            for name, shape in expected.items():
+                found = header[name]
+                first, last = found["data_offsets"]
+                fields[name] = here = _Field(_DTYPES[found["dtype"]], tuple(found["shape"]), 8 + length + first)
+                if here.shape != shape or (name == "label") != (here.dtype == torch.int64):
+                    raise ValueError(f"{name}: {here.dtype} {here.shape} instead of {shape}")
+                if not 0 <= first <= last <= size or last - first != rows * here.row_bytes:
+                    raise ValueError(f"{name}: bytes {first} to {last} of {size}")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{shown(path)}: expected a readable shard with {', '.join(expected)} of {rows} rows ({error!r}); "
+                "delete it and encode it again"
+            ) from error
+        return fields
+
+    def _labels(self, number: int) -> Tensor:
+        labels = self._read(number, "label", 0, self._rows_in(number))
+        wrong = (labels < 0) | (labels >= len(self.classes))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise DataError(
+                f"{shown(self.paths[number])}: expected labels in 0 ... {len(self.classes) - 1}, got "
+                f"{int(labels[row])} in row {row}; encode the images again"
+            )
+        return labels
+
+    def _row(self, index: int, name: str) -> Tensor:
+        """Row `index` of all shards, float32 and finite."""
+        number, row = divmod(index, self._shard_size)
+        value = self._read(number, name, row, 1)[0].to(torch.float32)
+        if not value.isfinite().all():
+            raise DataError(
+                f"{shown(self.paths[number])}: expected finite latents, got NaN or infinity in {name!r}, row {row}; "
+                "the data are at fault, not the training: encode them again, in float32 or with another autoencoder"
+            )
         return value
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # mappings are opened anew in a spawned worker
+    def _read(self, number: int, name: str, first: int, rows: int) -> Tensor:
+        field = self._fields[number][name]
+        data = bytearray(rows * field.row_bytes)
+        try:
+            with self.paths[number].open("rb", buffering=0) as file:
+                file.seek(field.start + first * field.row_bytes)
+                got = file.readinto(data)
+        except OSError as error:
+            raise DataError(
+                f"{shown(self.paths[number])}: expected a readable shard ({error}); encode it again"
+            ) from error
+        if got != len(data):
+            raise DataError(
+                f"{shown(self.paths[number])}: expected {len(data)} bytes of {name!r}, got {got}: the file was cut "
+                "since it was opened; delete it and encode it again"
+            )
+        return torch.frombuffer(data, dtype=field.dtype).view(rows, *field.shape[1:])
 
 
-def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+def open_latents(what: str, *, mirror: bool = False, verify: bool = False) -> LatentShards:
+    """Open a folder of latent shards, see `LatentShards`."""
+    return LatentShards(what, mirror=mirror, verify=verify)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file; numbers in it are finite.
+
+    Raises:
+        DataError: there is none.
+    """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a file of finished latent shards ({error}); {remedy}") from error
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{shown(path)}: expected a file of finished latent shards ({error}); {remedy}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(found).__name__}; {remedy}")
+        raise DataError(f"{shown(path)}: expected a JSON object, got {type(found).__name__}; {remedy}")
     return found
 
 
-def _mismatch(path: Path, entry: dict[str, Any], *, checksum: bool) -> str | None:
+def mismatch(path: Path, entry: dict[str, Any], *, checksum: bool) -> str | None:
+    """How a file differs from its entry in the index; None where it does not."""
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:
-            return f"{path}: expected {entry['bytes']} bytes, got {size}"
+            return f"{shown(path)}: expected {entry['bytes']} bytes, got {size}"
         if checksum:
             with path.open("rb") as file:
                 if (digest := sha256_of(file)) != entry["sha256"]:
-                    return f"{path}: expected SHA-256 {entry['sha256']}, got {digest}"
+                    return f"{shown(path)}: expected SHA-256 {entry['sha256']}, got {digest}"
     except OSError as error:
-        return f"{path}: expected a shard ({error})"
+        return f"{shown(path)}: expected a shard ({error})"
     return None
+
+
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"file": str(found["file"]), "sha256": str(found["sha256"])}
+    return {**entry, "bytes": _whole(found, "bytes")}
+
+
+def _whole(entry: dict[str, Any], name: str) -> int:
+    value = entry[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: {value!r} instead of a whole number >= 1")
+    return value
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"the number {word}")
+
+
+register_source(
+    "latents",
+    open_latents,
+    claims=lambda path: (path / INDEX_FILE).is_file(),
+    about=f"a folder of latent shards with {INDEX_FILE}",
+)

@@ -1,210 +1,205 @@
-"""Image datasets whose examples are pure functions of an index and a generator."""
+"""A picture file as a tensor: every mode scaled by its range, upright, on a ground, cropped, then resized."""
 
 from __future__ import annotations
 
-import hashlib
+import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
 from torch import Tensor
 
-from wavemamba.data.latent_shards import INDEX_FILE, LatentShards
 from wavemamba.errors import ConfigError, DataError
-from wavemamba.seeds import generator_for
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-class ExampleSource(Protocol):
-    """What training reads: images or latents, with the classes that they belong to.
-
-    Attributes:
-        classes: names of the classes, in the order of their numbers.
-        shape: `(channels, height, width)` of every example.
-    """
-
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
-        """Example `index`, augmented by draws from `generator`; without one, as it is.
-
-        Returns:
-            A float32 tensor of `shape` and the class number.
-        """
-        ...
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS, _SAMPLE_FORMAT = 258, 339  # of TIFF
+Box = tuple[float, float, float, float]
 
 
-class Digits:
-    """Scikit-learn's 1,797 handwritten digits, `(1, 8, 8)` in [-1, 1] (its 0..16 divided by 8, minus 1).
+@dataclass(frozen=True, kw_only=True)
+class PictureView:
+    """How pictures become tensors.
 
-    Shipped inside the scikit-learn package: nothing is downloaded. Never mirrored, a mirrored digit is another sign.
-    """
-
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships no types
-
-        bunch = load_digits()
-        self.images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / 8.0 - 1.0
-        self.labels = torch.from_numpy(bunch.target.astype(np.int64))
-        self.classes = tuple(str(digit) for digit in range(10))
-        self.shape = (1, 8, 8)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
-        """Image `index` and its digit; `generator` is not drawn from."""
-        return self.images[index], int(self.labels[index])
-
-
-class ImageFolder:
-    """The images of a folder, each sub-folder one class, in [-1, 1].
-
-    A folder which holds images and no sub-folder is one class. Images are turned upright (EXIF), scaled so that the
-    shorter side fits (bicubic, antialiased) and cropped to the centre.
+    The largest centred rectangle of the wanted shape is cut out and resized to `size`, bicubic and antialiased. Of EXIF
+    the orientation alone is read. Of files with several pictures the first is taken.
 
     Args:
-        folder: where the images are; sub-folders are searched to any depth.
-        size: side of the square that examples have, in pixels.
+        size: side of the square, or (height, width), in pixels.
         channels: 3 (RGB) or 1 (grey).
-        mirror: flip every second image left to right, by a draw from the example's generator.
+        mirror: flip every second picture left to right, by a draw from the example's generator.
+        background: colour that lies under transparent pictures, a name or `#rrggbb`.
+        value_range: the numbers that are black and white in pictures of 32-bit integers or floats. None: 0 to 1 or 0
+            to 255 for floats, 0 to 255 or 0 to 65535 for integers, the first that holds all numbers of a picture; else
+            the smallest and largest number of the picture. Other pictures have the range of their type.
+        reduce: large pictures are first averaged over whole factors, JPEGs while they are decoded, which leave at least
+            this many times the wanted side for the bicubic: fast, and within 40 dB PSNR of the bicubic in one step on
+            photographs. None: in one step.
 
     Raises:
-        DataError: the folder is missing or holds no image.
-        ConfigError: `channels` is neither 1 nor 3.
+        ConfigError: a wrong value.
     """
 
-    def __init__(self, folder: str | Path, size: int, *, channels: int = 3, mirror: bool = False) -> None:
-        if channels not in (1, 3):
-            raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), got {channels}")
-        self.folder = Path(folder)
-        self.mirror = mirror
-        self.shape = (channels, size, size)
-        self.classes, self.files = _list_images(self.folder)
+    size: int | tuple[int, int] = 256
+    channels: int = 3
+    mirror: bool = False
+    background: str = "white"
+    value_range: tuple[float, float] | None = None
+    reduce: float | None = 1.6
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
+        sides = (self.size,) if isinstance(self.size, int) else tuple(self.size)
+        if len(sides) not in (1, 2) or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sides):
+            raise ConfigError(f"size: expected a side in pixels or (height, width), >= 1, got {self.size!r}")
+        try:
+            ImageColor.getcolor(self.background, "RGB")
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"background: expected a colour name or '#rrggbb', got {self.background!r} ({error})"
+            ) from error
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ConfigError(f"value_range: expected (low, high) with low < high, got {self.value_range!r}")
 
-    def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
-        """Image `index` and its class; mirrored by a draw from `generator` where the folder was opened so.
+        if self.reduce is not None and not self.reduce >= 1:
+            raise ConfigError(f"reduce: expected >= 1 or None, got {self.reduce!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(channels, height, width)` of the tensors."""
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return self.channels, height, width
+
+    def read(self, file: str | Path | bytes, name: str, generator: torch.Generator | None = None) -> Tensor:
+        """A picture file as a float32 tensor of `shape` in [-1, 1], mirrored by a draw from `generator`.
+
+        Args:
+            file: a path, or the file's content.
+            name: of the file, for the error.
+            generator: of the draw; None: never mirrored.
 
         Raises:
-            DataError: the file cannot be read as an image.
+            DataError: the file is no picture, or damaged.
         """
-        path, label = self.files[index]
-        pixels = read_image(path, self.shape[1], self.shape[0])
-        if self.mirror and generator is not None and torch.rand((), generator=generator) < 0.5:
-            pixels = pixels.flip(-1)
-        return pixels, label
+        try:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+                pixels = self._pixels(opened)
+        # Decoders of damaged files raise whatever comes up: struct.error, IndexError, zlib.error, MemoryError, ...
+        except Exception as error:
+            raise DataError(
+                f"{name}: expected a readable image, got {type(error).__name__}: {error}; replace or remove it, "
+                "or leave such files out with skip_unreadable"
+            ) from error
+        return self.mirrored(torch.from_numpy(pixels), generator)
 
+    def mirrored(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The picture, flipped left to right by a draw from `generator` where the view mirrors."""
+        if self.mirror and generator is not None:
+            draw = torch.rand((), generator=generator, dtype=torch.float32, device="cpu")
+            return pixels.flip(-1) if draw < 0.5 else pixels
+        return pixels
 
-def fingerprint(source: ImageFolder) -> str:
-    """A hash of the names and classes of a folder's images, in order: another one where a file came or went."""
-    names = "\n".join(f"{label} {path.relative_to(source.folder)}" for path, label in source.files)
-    return hashlib.sha256(names.encode()).hexdigest()
-
-
-class Part:
-    """Some examples of a source.
-
-    Args:
-        source: all of them.
-        indices: (n,) int64, which ones and in what order.
-    """
-
-    def __init__(self, source: ExampleSource, indices: Tensor) -> None:
-        self.source = source
-        self.indices = indices
-        self.classes = source.classes
-        self.shape = source.shape
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
-        """Example `indices[index]` of the source."""
-        return self.source.example(int(self.indices[index]), generator)
-
-
-def hold_out(source: ExampleSource, fraction: float, seed: int) -> tuple[ExampleSource, ExampleSource]:
-    """Split a source into what is trained on and a random `fraction` that is not.
-
-    Raises:
-        ConfigError: a fraction outside [0, 1), or one that leaves nothing to train on.
-    """
-    held = round(len(source) * fraction)
-    if not 0 <= fraction < 1 or held >= len(source):
-        raise ConfigError(f"holdout: expected a fraction in [0, 1) that leaves examples to train on, got {fraction}")
-    order = torch.randperm(len(source), generator=generator_for(seed, "hold out"))
-    return Part(source, order[held:]), Part(source, order[:held])
-
-
-def open_source(
-    data: str, *, size: int = 256, channels: int = 3, mirror: bool = False, verify: bool = False
-) -> ExampleSource:
-    """Open what the `--data` option of the examples names.
-
-    Args:
-        data: "digits", a folder of latent shards (it holds `index.json`), or a folder of images.
-        size: side of images, in pixels; digits and latents have their own.
-        channels: channels of images.
-        mirror: flip images or take mirrored latents half of the time.
-        verify: compare latent shards with their checksums.
-
-    Raises:
-        DataError: there is nothing usable.
-        ConfigError: digits were to be mirrored.
-    """
-    if data == "digits":
-        if mirror:
-            raise ConfigError("mirror: expected it off for digits, a mirrored digit is another sign")
-        return Digits()
-    if (Path(data) / INDEX_FILE).is_file():
-        return LatentShards(data, mirror=mirror, verify=verify)
-    return ImageFolder(data, size, channels=channels, mirror=mirror)
-
-
-def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """One image file as a `(channels, size, size)` float32 tensor in [-1, 1].
-
-    Raises:
-        DataError: the file is no image, or damaged; its path is named.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: expected a readable image, got {type(error).__name__}: {error}; replace or remove the file"
-        ) from error
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    # reducing_gap shrinks large photographs by whole factors first; at 3 the result is nearly the one-step bicubic.
-    image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    left, top = (width - size) // 2, (height - size) // 2
-    array = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-    return torch.from_numpy(array.reshape(size, size, channels)).permute(2, 0, 1).contiguous() / 127.5 - 1.0
-
-
-def _list_images(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of images, there is none; check the path")
-    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    roots = subfolders or [folder]
-    found = [
-        sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        for root in roots
-    ]
-    kept = [(root.name, paths) for root, paths in zip(roots, found, strict=True) if paths]
-    if not kept:
-        raise DataError(
-            f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), one sub-folder a class, found none"
+    def _pixels(self, opened: Image.Image) -> NDArray[np.float32]:
+        """(channels, height, width) in [-1, 1]."""
+        _, height, width = self.shape
+        turn = _TURNS.get(_orientation(opened))
+        if turn in (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+                    Image.Transpose.ROTATE_90):  # fmt: skip
+            height, width = width, height
+        scale = max(height / opened.height, width / opened.width)
+        if self.reduce and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
+            wanted = (int(opened.width * scale * self.reduce), int(opened.height * scale * self.reduce))
+            opened.draft("L" if self.channels == 1 else opened.mode, (max(1, wanted[0]), max(1, wanted[1])))
+        image = self._plain(opened)
+        image = image.resize(
+            (width, height),
+            Image.Resampling.BICUBIC,
+            box=_centre(image.size, (width, height)),
+            reducing_gap=self.reduce,
         )
-    classes = tuple(name for name, _ in kept)
-    return classes, [(path, label) for label, (_, paths) in enumerate(kept) for path in paths]
+        if turn is not None:
+            image = image.transpose(turn)
+        image = self._on_ground(image)
+        values = np.array(image, dtype=np.float32)
+        if image.mode == "F":
+            values = np.repeat(np.clip(values, 0.0, 1.0)[..., None], self.channels, axis=2) * 2.0 - 1.0
+        else:
+            values = values.reshape(*values.shape[:2], -1) / 127.5 - 1.0
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def _plain(self, image: Image.Image) -> Image.Image:
+        """The picture in a mode whose numbers can be averaged: L, RGB, LA, RGBA, or F in [0, 1]."""
+        if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;"):
+            return Image.fromarray(self._unit_range(image))
+        if image.mode == "La":
+            image = image.convert("LA")
+        if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            return image.convert("RGBA")
+        if image.mode in ("1", "L"):
+            return image.convert("L")
+        return image.convert("L" if self.channels == 1 else "RGB")
+
+    def _unit_range(self, image: Image.Image) -> NDArray[np.float32]:
+        values = np.asarray(image)
+        if image.mode.startswith("I;"):
+            low, high = 0.0, 65535.0
+        elif image.mode == "I" and image.format in ("PNG", "PPM"):
+            low, high = 0.0, 65535.0  # neither format holds wider numbers
+        else:
+            tags: Any = getattr(image, "tag_v2", {})
+            if image.mode == "I" and tags.get(_BITS) in (32, (32,)) and tags.get(_SAMPLE_FORMAT, 1) in (1, (1,)):
+                values = values.view(np.uint32)  # unsigned ones, which Pillow reads as signed
+            low, high = self.value_range or _range_of(values, (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0))
+        if not np.isfinite([low, high]).all():
+            raise ValueError("it holds NaN or infinite numbers")
+        unit = (values.astype(np.float64) - low) / (high - low)
+        if not np.isfinite(unit).all():
+            raise ValueError("it holds NaN or infinite numbers")
+        return np.clip(unit, 0.0, 1.0).astype(np.float32)
+
+    def _on_ground(self, image: Image.Image) -> Image.Image:
+        if image.mode == "RGBA":
+            ground = Image.new("RGBA", image.size, ImageColor.getcolor(self.background, "RGBA"))
+            image = Image.alpha_composite(ground, image)
+        return image if image.mode == "F" else image.convert("L" if self.channels == 1 else "RGB")
+
+
+def _range_of(values: NDArray[Any], usual: tuple[float, ...]) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    for top in usual:
+        if low >= 0.0 and high <= top:
+            return 0.0, top
+    return low, high if high > low else low + 1.0
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing about the picture, which is taken as it lies
+        return 1
+
+
+def _centre(size: tuple[int, int], wanted: tuple[int, int]) -> Box:
+    """The part of a picture of `size` that is left when it is scaled to cover `wanted` and cropped to its centre.
+
+    The same grid of pixels as scaling all of it and cropping whole pixels then, but of bounded size.
+    """
+    (w, h), (width, height) = size, wanted
+    scale = max(width / w, height / h)
+    scaled_w, scaled_h = max(width, round(w * scale)), max(height, round(h * scale))
+    left, top = (scaled_w - width) // 2, (scaled_h - height) // 2
+    fx, fy = w / scaled_w, h / scaled_h
+    return left * fx, top * fy, min(w, (left + width) * fx), min(h, (top + height) * fy)

@@ -1,17 +1,20 @@
 """The parts of a training run that must not lose anything: data order, randomness, checkpoints, recipes."""
 
-from wavemamba.data.latent_shards import LatentShards, LatentShardWriter
-from wavemamba.data.pictures import (
+from wavemamba.data import (
+    Batches,
     Digits,
     ExampleSource,
+    ExampleStream,
     ImageFolder,
+    LatentShards,
+    LatentShardWriter,
     Part,
-    fingerprint,
+    PictureView,
+    StepBatches,
     hold_out,
     open_source,
-    read_image,
+    slices_of_batch,
 )
-from wavemamba.data.stream import ExampleStream, StepBatches, batch_loader, slices_of_batch
 from wavemamba.files import write_atomically
 from wavemamba.locks import FolderLock
 from wavemamba.seeds import derive_seed, generator_for
@@ -40,6 +43,7 @@ from wavemamba.training.state import TrainState
 
 __all__ = [
     "SCHEDULES",
+    "Batches",
     "Checkpoints",
     "DamagedCheckpointWarning",
     "Digits",
@@ -50,17 +54,16 @@ __all__ = [
     "LatentShardWriter",
     "LatentShards",
     "Part",
+    "PictureView",
     "RecipeParser",
     "RunLog",
     "StepBatches",
     "StopSignal",
     "TrainState",
-    "batch_loader",
     "check_same_checkpoint",
     "check_same_settings",
     "derive_seed",
     "device",
-    "fingerprint",
     "generator_for",
     "held_out_loss",
     "hold_out",
@@ -71,7 +74,6 @@ __all__ = [
     "parse_overrides",
     "random_state",
     "read_checkpoint",
-    "read_image",
     "read_log",
     "restore_random_state",
     "seed_everything",

@@ -7,10 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from wavemamba.data.pictures import ExampleSource
-from wavemamba.data.stream import slices_of_batch
+from wavemamba.data import ExampleSource, collate, slices_of_batch
 
 Loss = Callable[[Tensor, Tensor, int, slice], Tensor]
 """`loss(x: (b, c, h, w), y: (b,), batch, part) -> (b,)`: these are examples `part` of batch number `batch`."""
@@ -33,7 +31,7 @@ def held_out_loss(loss: Loss, source: ExampleSource, *, batch_size: int, device:
     for batch, start in enumerate(range(0, count, batch_size)):
         # Every process runs every batch whole, wrapping around at the end: sharded weights wait for one another.
         mine = range(start + part.start, start + part.stop)
-        x, y = default_collate([source.example(i % count) for i in mine])
+        x, y = collate([source.example(i % count) for i in mine])
         total += loss(x.to(device), y.to(device), batch, part)[: max(0, count - mine.start)].double().sum()
     if dist.is_initialized():
         dist.all_reduce(total)
