@@ -32,8 +32,8 @@ class TensorCache:
 
     def clear(self) -> None:
         """Forget every tensor."""
-        self._lock = threading.Lock()  # a new one: in a forked child the old one may be held for ever
-        self._kept: OrderedDict[Hashable, tuple[Tensor, int]] = OrderedDict()
+        self._lock = threading.RLock()  # a new one: in a forked child the old one may be held for ever
+        self._kept: OrderedDict[Hashable, tuple[Tensor, int, int]] = OrderedDict()
         self.bytes = 0
 
     def get(self, key: Hashable) -> Tensor | None:
@@ -42,7 +42,7 @@ class TensorCache:
             entry = self._kept.get(key)
             if entry is None:
                 return None
-            tensor, version = entry
+            tensor, version, _ = entry
             if tensor._version != version:
                 self._drop(key)
                 return None
@@ -52,20 +52,18 @@ class TensorCache:
     def keep(self, key: Hashable, tensor: Tensor) -> Tensor:
         """Keep a tensor under `key`; the one that is there already, where another thread was faster."""
         with self._lock:
-            if key in self._kept:
-                tensor, version = self._kept[key]
-                if tensor._version == version:
-                    return tensor
-                self._drop(key)
+            there = self.get(key)
+            if there is not None:
+                return there
             if tensor.nbytes <= self.budget:
-                self._kept[key] = tensor, tensor._version
+                self._kept[key] = tensor, tensor._version, tensor.nbytes
                 self.bytes += tensor.nbytes
                 while self.bytes > self.budget:
                     self._drop(next(iter(self._kept)))
         return tensor
 
     def _drop(self, key: Hashable) -> None:
-        self.bytes -= self._kept.pop(key)[0].nbytes
+        self.bytes -= self._kept.pop(key)[2]
 
 
 _cache = TensorCache(BUDGET)
