@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "wavemamba"
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
-GROUND = ("errors", "checks", "names", "registry", "dtypes", "constants", "files", "locks", "seeds")
+GROUND = ("errors", "checks", "names", "registry", "dtypes", "constants", "files", "locks", "seeds", "version")
 FLOORS = (
     GROUND,  # these may import each other
     ("scans",),
@@ -18,7 +18,7 @@ FLOORS = (
     ("layers",),
     ("blocks",),
     ("models", "diffusion", "data"),
-    ("training",),
+    ("training", "integrations"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 KERNEL_PACKAGES = ("numba", "triton", "mamba_ssm", "causal_conv1d")

@@ -9,12 +9,12 @@ from wavemamba.blocks import (
     WaveletMambaBlock,
 )
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
+from wavemamba.integrations.timm import register_in_timm
 from wavemamba.layers import MambaMixer
-from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models
+from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
 from wavemamba.scans import ScanOrder, register_scan_order, scan_order
 from wavemamba.transforms import frequency_transform
-
-__version__ = "0.1.0"
+from wavemamba.version import __version__
 
 __all__ = [
     "BackendUnavailable",
@@ -31,10 +31,14 @@ __all__ = [
     "SpatialMambaBlock",
     "WaveletMambaBlock",
     "WavemambaError",
+    "__version__",
     "create_model",
     "frequency_transform",
     "list_models",
     "ops",
+    "register_model",
     "register_scan_order",
     "scan_order",
 ]
+
+register_in_timm()

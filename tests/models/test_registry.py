@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 import wavemamba
 from wavemamba import ConfigError, DiMSUM, ShapeError, create_model, list_models
-from wavemamba.models.checks import check_inputs
+from wavemamba.models.inputs import check_inputs
 
 SMALL = ["dimsum_tiny", "dimsum_s2"]
 PARAMETERS = {  # the released counts, less the inert projections of the condition inside the mixers
@@ -260,7 +260,7 @@ def test_initialisation():
 
 def test_options_reach_the_model():
     model = build(
-        "dimsum_tiny", levels=1, layout="mosaic", scan_path="jpeg", snake=True, bidirectional=True, gated_mlp=False,
+        "dimsum_tiny", levels=1, layout="mosaic", scan_path="jpeg", snake=True, bidirectional=True, mlp="plain",
         conditioning="conv_state", attention_sharing="independent", attention_every=1, final_norm=True, norm="layer",
         transform="db2", fusion="swap_k", out_chans=8, in_chans=3, patch_size=1, mlp_ratio=2, d_state=4,
     ).train()  # fmt: skip
@@ -284,7 +284,7 @@ def test_options_reach_the_model():
         (lambda: create_model("dimsum_tiny", dim=130), ConfigError, "multiple of 4"),
         (lambda: create_model("dimsum_tiny", img_size=None), ConfigError, "img_size"),
         (lambda: create_model("dimsum_tiny", img_size=8.5), ConfigError, "img_size"),
-        (lambda: create_model("dimsum_tiny", gated_mlp="no"), ConfigError, "gated_mlp: expected True or False"),
+        (lambda: create_model("dimsum_tiny", final_norm="no"), ConfigError, "final_norm: expected True or False"),
         (lambda: create_model("dimsum_tiny", mlp_ratio=float("inf")), ConfigError, "mlp_ratio"),
         (lambda: create_model("dimsum_tiny", mlp_ratio=1e-9), ConfigError, "mlp_ratio"),
         (lambda: create_model("dimsum_tiny", fusion_heads=7), ConfigError, "fusion_heads: expected a divisor"),

@@ -1,38 +1,26 @@
-"""Models by name, here and in timm."""
+"""Families and names of models: those of this package's rooms, and a user's own."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
+import functools
+import importlib
 import os
-from collections.abc import Callable
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
-from timm.models import register_model
-
-from wavemamba.errors import CheckpointError
-from wavemamba.models.checkpoints import load_into
-from wavemamba.models.dimsum.config import DiMSUMConfig
-from wavemamba.models.dimsum.model import DiMSUM
-from wavemamba.models.saving import download
+from wavemamba.errors import ConfigError
+from wavemamba.models.base import Model
+from wavemamba.models.family import EntryPoint, Family
+from wavemamba.models.weights import download, load_into
 from wavemamba.names import check_names
 
-__all__ = [
-    "create_model",
-    "dimsum_b2",
-    "dimsum_l2",
-    "dimsum_l2_d20",
-    "dimsum_l4",
-    "dimsum_l4_d20",
-    "dimsum_s2",
-    "dimsum_tiny",
-    "dimsum_xl2",
-    "list_models",
-]
-
-_BUILDERS: dict[str, Callable[..., DiMSUM]] = {}
-_WEIGHTS = {"dimsum_l2": ("haopt/dimsum-L2-imagenet256", "pytorch_model.bin")}
-_TIMM_OPTIONS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_Thing = TypeVar("_Thing", bound=Callable[..., Model])
+_own: dict[str, Family] = {}
+_own_functions: dict[str, EntryPoint] = {}
+_listeners: list[Callable[[str, EntryPoint], None]] = []
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -41,7 +29,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: for example "dimsum_l*".
     """
-    return sorted(fnmatch.filter(_BUILDERS, pattern))
+    return sorted(fnmatch.filter(entry_points(), pattern))
 
 
 def create_model(
@@ -50,105 +38,179 @@ def create_model(
     *,
     checkpoint_path: str | os.PathLike[str] | None = None,
     **overrides: Any,
-) -> DiMSUM:
+) -> Model:
     """Build a model by name.
 
     Args:
         name: one of `list_models()`.
         pretrained: load the published weights from the Hugging Face hub.
         checkpoint_path: load this file instead: the released names or this library's own.
-        **overrides: fields of `DiMSUMConfig`, for example `img_size`, `in_chans`, `num_classes`, `depth`.
+        **overrides: options of the family's configuration, for example `img_size`, `in_chans`, `num_classes`, `depth`,
+            and the parts that its class takes, for example `make_block`.
 
     Raises:
         ConfigError: the name or an override is unknown, or a value is out of range.
         CheckpointError: there are no published weights of that name, or the weights do not fit.
     """
-    check_names([str(name)], _BUILDERS, "model")
-    model = _BUILDERS[name](pretrained=pretrained and checkpoint_path is None, **overrides)
-    if checkpoint_path is not None:
-        load_into(model, checkpoint_path)
-    return model
-
-
-def _register(builder: Callable[..., DiMSUM]) -> Callable[..., DiMSUM]:
-    _BUILDERS[builder.__name__] = builder
-    registered: Callable[..., DiMSUM] = register_model(builder)
-    return registered
-
-
-def _build(name: str, pretrained: bool, overrides: dict[str, Any], **defaults: Any) -> DiMSUM:
-    for option in _TIMM_OPTIONS:
-        overrides.pop(option, None)
-    check_names(overrides, [field.name for field in dataclasses.fields(DiMSUMConfig)])
-    config = DiMSUMConfig(**{**defaults, **overrides})
-    weights = _published(name) if pretrained else None
-    model = DiMSUM(config)
-    model.default_cfg = {
-        "architecture": name,
-        "input_size": (config.in_chans, *config.img_size),
-        "num_classes": config.num_classes,
-        "hf_hub_id": _WEIGHTS[name][0] if name in _WEIGHTS else None,
-        "first_conv": "patch_embed.proj",
-        "classifier": "label_embed.table",
-    }
+    known = entry_points()
+    check_names([str(name)], known, "model")
+    entry = known[name]
+    weights = checkpoint_path
+    if pretrained and weights is None:
+        weights = _published(name, entry)
+    model = _build(name, entry, overrides)
     if weights is not None:
         load_into(model, weights)
+        model.eval()
     return model
 
 
-def _published(name: str) -> str:
-    if name not in _WEIGHTS:
+@overload
+def register_model(thing: _Thing, *, entry_points: Mapping[str, Mapping[str, Any]] | None = None) -> _Thing: ...
+
+
+@overload
+def register_model(*, entry_points: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[_Thing], _Thing]: ...
+
+
+def register_model(
+    thing: _Thing | None = None, *, entry_points: Mapping[str, Mapping[str, Any]] | None = None
+) -> _Thing | Callable[[_Thing], _Thing]:
+    """Make a model of one's own known to `create_model`, `list_models`, `load_pretrained` and timm.
+
+    Also a decorator. Registering the same class or function again, as a notebook does when a cell runs twice, replaces
+    it.
+
+    Args:
+        thing: a subclass of `wavemamba.models.Model`, which names its `family`; or a function that builds a model,
+            which is then known by its own name.
+        entry_points: for a class: the names to be known, each with its options; None: the family's name alone.
+
+    Raises:
+        ConfigError: it is neither, or a name is taken.
+    """
+    if thing is None:
+        return functools.partial(register_model, entry_points=entry_points)
+    if isinstance(thing, type) and issubclass(thing, Model):
+        added = _add_class(thing, entry_points)
+    elif callable(thing) and not isinstance(thing, type) and entry_points is None:
+        added = _add_function(thing)
+    else:
+        raise ConfigError(
+            f"register_model: expected a subclass of wavemamba.models.Model, or a function without entry_points, got "
+            f"{thing!r}"
+        )
+    for name, entry in added.items():
+        for listener in _listeners:
+            listener(name, entry)
+    return thing
+
+
+def entry_points() -> dict[str, EntryPoint]:
+    """Every name that `create_model` knows; no family's code is imported for it."""
+    found = dict(_own_functions)
+    for family in families().values():
+        found.update(family.entry_points)
+    return found
+
+
+def families() -> dict[str, Family]:
+    """Every family by name: the rooms of this package, then what users registered."""
+    return {**_rooms(), **_own}
+
+
+def family_of(name: str) -> type[Model]:
+    """The class of a family's models.
+
+    Raises:
+        ConfigError: no family of that name is known.
+    """
+    known = families()
+    if name not in known:
+        raise ConfigError(
+            f"family: expected one of {', '.join(known)}, got {name!r}; a family of your own is registered "
+            "with wavemamba.register_model first"
+        )
+    return known[name].load()
+
+
+def on_registration(listener: Callable[[str, EntryPoint], None]) -> None:
+    """Call `listener(name, entry_point)` for every name that is registered from now on."""
+    _listeners.append(listener)
+
+
+@functools.lru_cache(maxsize=1)
+def _rooms() -> dict[str, Family]:
+    found = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.ispkg:
+            family: Family = importlib.import_module(f"wavemamba.models.{module.name}.entry_points").FAMILY
+            found[family.name] = family
+    return found
+
+
+def _build(name: str, entry: EntryPoint, overrides: Mapping[str, Any]) -> Model:
+    if entry.build is not None:
+        model = entry.build(**overrides)
+        if not isinstance(model, Model):
+            raise ConfigError(f"{name}: expected its function to return a wavemamba.models.Model, got {type(model)}")
+    else:
+        cls = next(family.load() for family in families().values() if name in family.entry_points)
+        check_names(overrides, [*cls.config_class.option_names(), *cls.parts])
+        options = {**entry.defaults, **overrides}
+        parts = {part: options.pop(part) for part in cls.parts if part in options}
+        model = cls(cls.config_class(**options), **parts)
+    model.entry_point = name
+    return model
+
+
+def _published(name: str, entry: EntryPoint) -> str:
+    from wavemamba.errors import CheckpointError
+
+    if entry.published is None:
+        others = [other for other, found in entry_points().items() if found.published]
         raise CheckpointError(
-            f"pretrained: expected a model with published weights ({', '.join(_WEIGHTS)}), got {name}; "
+            f"pretrained: expected a model with published weights ({', '.join(others)}), got {name}; "
             "train it, or name a file in checkpoint_path"
         )
-    repository, file = _WEIGHTS[name]
-    return download(repository, file)
+    return download(entry.published.repository, entry.published.file, entry.published.revision)
 
 
-@_register
-def dimsum_tiny(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """4 blocks of width 128, patch 2: for tests and small images."""
-    return _build("dimsum_tiny", pretrained, overrides, dim=128, depth=4, attention_every=2)
+def _add_class(cls: type[Model], names: Mapping[str, Mapping[str, Any]] | None) -> dict[str, EntryPoint]:
+    family = getattr(cls, "family", None)
+    if not isinstance(family, str) or not family or not hasattr(cls, "config_class"):
+        raise ConfigError(f"register_model: expected {cls.__name__} to name its family and its config_class")
+    before = families().get(family)
+    if before is not None and not (family in _own and _same(before.load(), cls)):
+        raise ConfigError(f"family: expected a name that is not taken, got {family!r}; choose another")
+    summary = (cls.__doc__ or family).strip().partition("\n")[0]
+    defaults: Mapping[str, Mapping[str, Any]] = {family: {}} if names is None else names
+    added = {name: EntryPoint(summary, dict(options)) for name, options in defaults.items()}
+    for options in defaults.values():
+        check_names(options, [*cls.config_class.option_names(), *cls.parts])
+    _expect_free(added, before.entry_points if before else ())
+    _own[family] = Family(family, lambda: cls, added)
+    return added
 
 
-@_register
-def dimsum_s2(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """12 blocks of width 384, patch 2."""
-    return _build("dimsum_s2", pretrained, overrides, dim=384, depth=12)
+def _add_function(function: Callable[..., Model]) -> dict[str, EntryPoint]:
+    name = getattr(function, "__name__", "")
+    if not name.isidentifier():
+        raise ConfigError(f"register_model: expected a function with a name, got {function!r}")
+    before = _own_functions.get(name)
+    if before is None or before.build is None or not _same(before.build, function):
+        _expect_free([name], ())
+    summary = (function.__doc__ or name).strip().partition("\n")[0]
+    _own_functions[name] = EntryPoint(summary, build=function)
+    return {name: _own_functions[name]}
 
 
-@_register
-def dimsum_b2(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """12 blocks of width 768, patch 2."""
-    return _build("dimsum_b2", pretrained, overrides, dim=768, depth=12)
+def _expect_free(names: Iterable[str], own: Iterable[str]) -> None:
+    taken = entry_points().keys() - set(own)
+    for name in names:
+        if name in taken:
+            raise ConfigError(f"model: expected a name that is not taken, got {name!r}; choose another")
 
 
-@_register
-def dimsum_l2(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """16 blocks of width 1024, patch 2: the published model."""
-    return _build("dimsum_l2", pretrained, overrides, dim=1024, depth=16)
-
-
-@_register
-def dimsum_l4(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """16 blocks of width 1024, patch 4."""
-    return _build("dimsum_l4", pretrained, overrides, dim=1024, depth=16, patch_size=4)
-
-
-@_register
-def dimsum_l2_d20(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """20 blocks of width 1024, patch 2 ("L/2-v1")."""
-    return _build("dimsum_l2_d20", pretrained, overrides, dim=1024, depth=20)
-
-
-@_register
-def dimsum_l4_d20(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """20 blocks of width 1024, patch 4 ("L/4-v1")."""
-    return _build("dimsum_l4_d20", pretrained, overrides, dim=1024, depth=20, patch_size=4)
-
-
-@_register
-def dimsum_xl2(pretrained: bool = False, **overrides: Any) -> DiMSUM:
-    """24 blocks of width 1152, patch 2."""
-    return _build("dimsum_xl2", pretrained, overrides, dim=1152, depth=24)
+def _same(before: Any, now: Any) -> bool:
+    return (before.__module__, before.__qualname__) == (now.__module__, now.__qualname__)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from wavemamba.models.dimsum.config import DiMSUMConfig
 
@@ -67,6 +70,42 @@ _TO_RELEASED = tuple(
 )
 
 
+def is_released(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the released code."""
+    return any(name.startswith(("x_embedder.", "t_embedder.", "final_layer.")) for name in state)
+
+
+def rename(
+    state: Mapping[str, Tensor], config: DiMSUMConfig, transformers: int
+) -> tuple[dict[str, Tensor], Callable[[str], str]]:
+    """Give released parameters this library's names and shapes.
+
+    Args:
+        state: the released names.
+        config: of the model that they are for.
+        transformers: how many transformer blocks it has.
+
+    Returns:
+        The parameters, and a function from a name of this library to the released one.
+    """
+    height, width = config.grid_size
+    renamed: dict[str, Tensor] = {}
+    called: dict[str, str] = {}
+    for released, tensor in state.items():
+        if not is_weight(released):
+            continue
+        name = own_name(released)
+        if name.endswith(".conv_weight") and tensor.dim() == 3:
+            tensor = tensor.squeeze(1)  # (E, 1, width): a depthwise convolution has one input channel
+        if name == "pos_embed" and tensor.dim() == 3 and tensor.shape[1] == height * width:
+            tensor = tensor.unflatten(1, (height, width))
+        transformer = re.match(r"attentions\.(\d+)\.", name)
+        if transformer and int(transformer[1]) >= transformers > 0:
+            continue  # the released code makes one more independent transformer than it has places for
+        renamed[name], called[name] = tensor, released
+    return renamed, lambda name: called.get(name) or released_name(name, config)
+
+
 def is_weight(released: str) -> bool:
     """Whether a released name is that of a parameter with an effect."""
     return _NOT_WEIGHTS.search(released) is None
@@ -85,6 +124,6 @@ def released_name(own: str, config: DiMSUMConfig) -> str:
         own = pattern.sub(replacement, own)
     if config.attention_sharing == "shared":
         own = own.replace("attn_block.0.", "attn_block.")
-    if config.gated_mlp:
+    if config.mlp == "gated":
         own = own.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
     return own

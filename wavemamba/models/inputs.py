@@ -7,13 +7,13 @@ from torch import Tensor
 
 from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.errors import ShapeError
-from wavemamba.models.dimsum.config import DiMSUMConfig
+from wavemamba.models.config import PatchConfig
 
 _TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 1]
 
 
-def check_inputs(config: DiMSUMConfig, x: Tensor, t: Tensor, y: Tensor | None) -> None:
-    """Check an image (B, in_chans, h, w), times (B,) in [0, 1] and class ids (B,); see `DiMSUM.forward`.
+def check_inputs(config: PatchConfig, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+    """Check an image (B, in_chans, h, w), times (B,) in [0, 1] and class ids (B,); see `DiffusionModel.forward`.
 
     Values are read on the CPU and outside compiled regions alone, so that nothing waits for a GPU or breaks a graph.
 
@@ -46,14 +46,14 @@ def check_inputs(config: DiMSUMConfig, x: Tensor, t: Tensor, y: Tensor | None) -
         _check_values(config, t, y)
 
 
-def _check_values(config: DiMSUMConfig, t: Tensor, y: Tensor | None) -> None:
+def _check_values(config: PatchConfig, t: Tensor, y: Tensor | None) -> None:
     if _on_hand(t) and not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
         raise ShapeError(
             f"t: expected times in [0, 1], 0 noise and 1 data, got {t.min():.4g} to {t.max():.4g}; "
             "divide discrete steps by their number"
         )
     if y is not None and _on_hand(y):
-        last = config.num_classes - (config.class_dropout == 0)  # the null class comes after the classes
+        last = config.num_classes - (config.null_class is None)  # the null class comes after the classes
         if not bool(((y >= 0) & (y <= last)).all()):
             raise ShapeError(
                 f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "

@@ -1,0 +1,41 @@
+"""The names of the DiMSUM family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wavemamba.models.family import EntryPoint, Family, Published
+
+if TYPE_CHECKING:
+    from wavemamba.models.dimsum.model import DiMSUM
+
+
+def _load() -> type[DiMSUM]:
+    from wavemamba.models.dimsum.model import DiMSUM
+
+    return DiMSUM
+
+
+FAMILY = Family(
+    "dimsum",
+    _load,
+    {
+        "dimsum_tiny": EntryPoint(
+            "4 blocks of width 128, patch 2: for tests and small images.",
+            {"dim": 128, "depth": 4, "attention_every": 2},
+        ),
+        "dimsum_s2": EntryPoint("12 blocks of width 384, patch 2.", {"dim": 384, "depth": 12}),
+        "dimsum_b2": EntryPoint("12 blocks of width 768, patch 2.", {"dim": 768, "depth": 12}),
+        "dimsum_l2": EntryPoint(
+            "16 blocks of width 1024, patch 2: the published model.",
+            {"dim": 1024, "depth": 16},
+            Published("haopt/dimsum-L2-imagenet256", "pytorch_model.bin"),
+        ),
+        "dimsum_l4": EntryPoint("16 blocks of width 1024, patch 4.", {"dim": 1024, "depth": 16, "patch_size": 4}),
+        "dimsum_l2_d20": EntryPoint('20 blocks of width 1024, patch 2 ("L/2-v1").', {"dim": 1024, "depth": 20}),
+        "dimsum_l4_d20": EntryPoint(
+            '20 blocks of width 1024, patch 4 ("L/4-v1").', {"dim": 1024, "depth": 20, "patch_size": 4}
+        ),
+        "dimsum_xl2": EntryPoint("24 blocks of width 1152, patch 2.", {"dim": 1152, "depth": 24}),
+    },
+)

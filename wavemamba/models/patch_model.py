@@ -1,0 +1,222 @@
+"""Diffusion models over patches: everything around the blocks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wavemamba.errors import ConfigError
+from wavemamba.layers import LabelEmbed, PatchEmbed, TimeEmbed, modulate
+from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
+from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.models.base import DiffusionModel, Recomputed
+from wavemamba.models.config import PatchConfig
+from wavemamba.models.features import chosen_blocks, in_format
+from wavemamba.models.inputs import check_inputs
+
+
+class OutputLayer(nn.Module):
+    """`Linear(LN(x) * (1 + scale) + shift)`, with shift, scale = Linear(SiLU(c)); LN without weight, eps 1e-6.
+
+    Args:
+        dim: width C.
+        out: width of the result.
+    """
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Map tokens (B, H, W, C) with cond (B, C) to (B, H, W, out)."""
+        shift, scale = self.modulation(nn.functional.silu(cond)).chunk(2, dim=-1)
+        y: Tensor = self.linear(modulate(plain_layer_norm(x), shift, scale))
+        return y
+
+    def zero_(self) -> None:
+        """Start with an output of zero."""
+        for layer in (self.modulation, self.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+class PatchDiffusionModel(Recomputed, DiffusionModel):
+    """Patches as tokens with learnt positions, a condition of time and label, blocks, and an output layer.
+
+    A family makes `self.blocks` and defines `run_blocks`.
+
+    Args:
+        config: what the model is made of.
+        **parts: see `Model`.
+    """
+
+    config_class = PatchConfig
+    config: Any
+    first_conv: ClassVar[str | None] = "patch_embed.proj"
+    classifier: ClassVar[str | None] = "label_embed.table"
+    blocks: nn.ModuleList
+
+    def __init__(self, config: PatchConfig, **parts: Callable[..., nn.Module] | None) -> None:
+        super().__init__(config, **parts)
+        dim = config.dim
+        self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, *config.grid_size, dim))
+        self.time_embed = TimeEmbed(dim)
+        self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout) if config.num_classes else None
+        self.head = OutputLayer(dim, config.patch_size**2 * config.output_channels)
+
+    @abstractmethod
+    def run_blocks(self, hidden: Tensor, cond: Tensor, keep: Callable[[int, Tensor], None]) -> Tensor:
+        """Run all blocks.
+
+        Args:
+            hidden: (B, H, W, C), patches with their positions.
+            cond: (B, C).
+            keep: called with the index of each block and what comes out of it, (B, H, W, C).
+
+        Returns:
+            (B, H, W, C), what the output layer reads.
+        """
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict, for velocity matching, the velocity at time `t`.
+
+        Args:
+            x: (B, in_chans, h, w), sides multiples of the patch size.
+            t: (B,), times in [0, 1]: 0 noise, 1 data.
+            y: (B,) int64 class ids, up to and including the null class; None: the table's last row (the null class
+                where there is one), or an unconditional model.
+
+        Returns:
+            (B, out_chans, h, w).
+
+        Raises:
+            ShapeError: a size does not fit; on the CPU also a time or a class id out of range.
+        """
+        tokens, cond = self._run(x, t, y)
+        return self.forward_head(tokens, cond)
+
+    def forward_features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The tokens that the output layer reads, (B, H, W, C); the same arguments as `forward`."""
+        return self._run(x, t, y)[0]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        output_fmt: Literal["NHWC", "NCHW"] = "NCHW",
+    ) -> list[Tensor]:
+        """What comes out of the blocks; see `DiffusionModel.forward_intermediates`."""
+        if norm:
+            raise ConfigError(
+                f"norm: expected False, as {type(self).__name__} norms nothing but what its output layer reads, got "
+                "True; forward_features returns that"
+            )
+        chosen = chosen_blocks(len(self.blocks), indices)
+        kept: dict[int, Tensor] = {}
+        self._run(x, t, y, lambda index, hidden: kept.update({index: hidden}) if index in chosen else None)
+        return in_format([kept[index] for index in chosen], output_fmt)
+
+    def forward_head(self, tokens: Tensor, cond: Tensor) -> Tensor:
+        """Map tokens (B, H, W, C) and the condition (B, C) to the output (B, out_chans, h, w)."""
+        return unpatchify(self.head(tokens, cond), self.config.patch_size)
+
+    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+        """The condition (B, C): the time's embedding, its features read in `dtype` (None: of `t`), plus the label's."""
+        cond: Tensor = self.time_embed(t, dtype)
+        if self.label_embed is not None:
+            cond = cond + self.label_embed(y, t)
+        return cond
+
+    def _run(
+        self, x: Tensor, t: Tensor, y: Tensor | None, keep: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        check_inputs(self.config, x, t, y)
+        cond = self.embed_condition(t, y, x.dtype)
+        tokens = self.patch_embed(x)
+        hidden: Tensor = tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
+        return self.run_blocks(hidden, cond, keep or _forget), cond
+
+    @property
+    def num_features(self) -> int:
+        """Width C of a token."""
+        return self.config.dim
+
+    def reset_embeddings(self) -> None:
+        """Initialise what is around the blocks: sine-cosine positions, normal(0.02) conditions, an output of zero."""
+        self.patch_embed.reset_parameters()
+        height, width = self.config.grid_size
+        with torch.no_grad():
+            self.pos_embed.copy_(sincos_position(height, width, self.config.dim))
+        self.time_embed.reset_parameters()
+        if self.label_embed is not None:
+            self.label_embed.reset_parameters()
+        self.head.zero_()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay would harm: `A_log`, `D`, and the embedding tables."""
+        names = {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in ("A_log", "D")}
+        return names | {"pos_embed"} | ({"label_embed.table.weight"} if self.label_embed is not None else set())
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort the parameters into layers, in timm's form.
+
+        Args:
+            coarse: accepted for timm's sake; a block is one layer either way.
+        """
+        blocks: list[tuple[str, tuple[float, ...] | None]] = [(r"^blocks\.(\d+)", None), (r"^head", (99999,))]
+        return {"stem": r"^pos_embed|^patch_embed|^time_embed|^label_embed", "blocks": blocks}
+
+    def get_classifier(self) -> nn.Module | None:
+        """The table of class vectors."""
+        return self.label_embed
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the table of class vectors by a fresh one.
+
+        Args:
+            num_classes: classes, without the null class; 0: make the model unconditional.
+            global_pool: accepted for timm's sake; a diffusion model pools nothing, so only None is valid.
+
+        Raises:
+            ConfigError: `num_classes` is no int >= 0, or `global_pool` is not None.
+        """
+        if global_pool is not None:
+            raise ConfigError(f"global_pool: expected None, got {global_pool!r}; a diffusion model does not pool")
+        config = self.config.replace(num_classes=num_classes)
+        table: LabelEmbed | None = None
+        if num_classes:
+            table = LabelEmbed(num_classes, config.dim, config.class_dropout).to(
+                device=self.pos_embed.device, dtype=self.pos_embed.dtype
+            )
+            table.reset_parameters()
+            table.train(self.training)
+        self.config, self.label_embed = config, table
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resample the positions to images of (h, w) = `img_size`, in pixels.
+
+        Raises:
+            ConfigError: a side is no multiple of the patch size.
+        """
+        config = self.config.replace(img_size=img_size)
+        position = resample_position(self.pos_embed.detach(), *config.grid_size)
+        self.pos_embed = nn.Parameter(position.clone(), requires_grad=self.pos_embed.requires_grad)
+        self.config = config
+
+    def extra_repr(self) -> str:
+        """The configuration, for `print(model)`."""
+        return repr(self.config).partition("(")[2].removesuffix(")")
+
+
+def _forget(index: int, hidden: Tensor) -> None:
+    """Keep nothing."""

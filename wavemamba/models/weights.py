@@ -1,0 +1,210 @@
+"""Reading files of weights without running anything from them, and loading them all or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wavemamba.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from wavemamba.models.base import Model
+
+Weights = Literal["ema", "model"]
+# Which part of a training checkpoint to take, the first that is there.
+_RAW = ("model", "state_dict", "model_state_dict", "module")
+_PARTS: dict[str, tuple[str, ...]] = {
+    "ema": ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "module_ema", *_RAW),
+    "model": _RAW,
+}
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel saves beside the weights
+_SLACK = 2**20
+
+
+def read_weights(path: str | os.PathLike[str], weights: Weights = "ema") -> dict[str, Tensor]:
+    """Read the tensors of a `.safetensors` file, or of a checkpoint written by `torch.save`.
+
+    Nothing in the file is run: only tensors, plain containers and `argparse.Namespace` are accepted. What wrappers put
+    before names (`module.`, `_orig_mod.`) is dropped.
+
+    Args:
+        path: the file.
+        weights: which weights of a training checkpoint to take: "ema", the averaged ones, or "model"; "ema" takes the
+            model's where there is no average.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or names one tensor twice.
+        ConfigError: `weights` is neither.
+    """
+    if weights not in _PARTS:
+        raise ConfigError(f"weights: expected one of {', '.join(_PARTS)}, got {weights!r}")
+    file = Path(path)
+    try:
+        found = file.is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path!r}: expected the path of a checkpoint file, got: {error}") from error
+    if not found:
+        raise CheckpointError(f"{file}: expected a checkpoint file, found none; check the path")
+    if file.suffix == ".safetensors":
+        return _without_wrappers(file, read_safetensors(file))
+    content = _unpickle(file)
+    if isinstance(content, dict) and not is_state(content):
+        parts = [key for key in _PARTS[weights] if isinstance(content.get(key), dict)]
+        content = content[parts[0]] if parts else list(content)
+    if not isinstance(content, dict) or not is_state(content):
+        keys = " or ".join(map(repr, _PARTS[weights]))
+        raise CheckpointError(f"{file}: expected named tensors, or a dict with {keys}, got {str(content)[:200]}")
+    _expect_plausible(file, content)
+    return _without_wrappers(file, content)
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a safetensors file; a damaged one is a `CheckpointError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a whole safetensors file, got: {error}; fetch it again") from error
+
+
+def is_state(content: Mapping[Any, Any]) -> bool:
+    """Whether a mapping holds named tensors and nothing else."""
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def load_into(model: Model, path: str | os.PathLike[str]) -> None:
+    """Copy a checkpoint file, in this library's names or others that the family knows, into a model.
+
+    Raises:
+        CheckpointError: a name is missing, extra or misshapen; the model is left as it was.
+    """
+    state, called = model.import_state(read_weights(path))
+    load_strictly(model, state, called)
+
+
+def load_strictly(
+    model: nn.Module, state: Mapping[str, Tensor], called: Callable[[str], str] = str, *, assign: bool = False
+) -> None:
+    """Put a state into a model; every name that does not fit is listed in one `CheckpointError`.
+
+    The model is left as it was unless everything fits. Weights that are NaN or infinite are loaded, with a warning.
+
+    Args:
+        model: what to load into.
+        state: its parameters by name.
+        called: what the file that the state came from calls a name of the model.
+        assign: let the model take the tensors themselves, with their dtype, instead of copying their values.
+    """
+    expect_fit(model, state, called)
+    _warn_of_non_finite(state, called)
+    with torch.no_grad():
+        model.load_state_dict(state, assign=assign)
+
+
+def expect_fit(model: nn.Module, state: Mapping[str, Tensor], called: Callable[[str], str] = str) -> None:
+    """Raise `CheckpointError` unless every tensor of a model has one in the state that can be copied into it."""
+    own = model.state_dict()
+    problems = [f"missing: {called(name)} {tuple(own[name].shape)}" for name in own if name not in state]
+    for name, tensor in state.items():
+        if name not in own:
+            problems.append(f"not in the model: {called(name)} {tuple(tensor.shape)}")
+        elif reason := _misfit(tensor, own[name]):
+            problems.append(f"{reason[0]}: {called(name)}, expected {reason[1]}, got {reason[2]}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{len(problems)} names do not fit {type(model).__name__}; build the model with the options that the "
+            f"checkpoint was made with:\n  {listed}"
+        )
+
+
+def download(repository: str, name: str, revision: str | None = None, cache_dir: str | None = None) -> str:
+    """Fetch a file from the Hugging Face hub, or its cache; what fails is a `CheckpointError`."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(huggingface_hub.hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{repository}: expected a folder, or a hub repository with {name} that can be read, got: {error}"
+        ) from error
+
+
+def _unpickle(file: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader fails in many ways on damaged bytes, an index error among them
+        raise CheckpointError(
+            f"{file}: expected a whole checkpoint of tensors alone, got: {error}; fetch it from a source you trust"
+        ) from error
+
+
+def _expect_plausible(file: Path, state: Mapping[str, Tensor]) -> None:
+    # A tensor can claim terabytes by strides of zero over a few bytes.
+    size = file.stat().st_size
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_meta)
+    if claimed > 4 * size + _SLACK:
+        raise CheckpointError(
+            f"{file}: expected tensors that a file of {size:,} bytes can hold, got shapes of {claimed:,} bytes; save "
+            "them with .contiguous()"
+        )
+
+
+def _without_wrappers(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stripped: dict[str, Tensor] = {}
+    came: dict[str, str] = {}
+    for name, tensor in state.items():
+        short = name
+        while short.startswith(_WRAPPERS):
+            short = short.partition(".")[2]
+        if short in stripped:
+            raise CheckpointError(
+                f"{file}: expected one tensor a name, got {came[short]!r} and {name!r}; keep one of the two"
+            )
+        stripped[short], came[short] = tensor, name
+    for counter in _COUNTERS:
+        if len(stripped) > 1 and counter in stripped and stripped[counter].dim() == 0:
+            del stripped[counter]
+    return stripped
+
+
+def _misfit(tensor: Tensor, own: Tensor) -> tuple[str, Any, Any] | None:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else tensor.layout
+        return "wrong layout", "a dense tensor", kind
+    if tensor.is_meta and not own.is_meta:
+        return "wrong device", "a tensor with values", "one on the meta device"
+    if tensor.shape != own.shape:
+        return "wrong shape", tuple(own.shape), tuple(tensor.shape)
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return "wrong dtype", "a floating one", tensor.dtype
+    if not own.is_floating_point() and tensor.dtype != own.dtype:
+        return "wrong dtype", own.dtype, tensor.dtype
+    return None
+
+
+def _warn_of_non_finite(state: Mapping[str, Tensor], called: Callable[[str], str]) -> None:
+    bad = [called(name) for name, tensor in state.items() if not _is_finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        warnings.warn(f"weights that are NaN or infinite: {', '.join(bad[:5])}{more}", stacklevel=3)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if tensor.element_size() < 2:
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float64)) or torch.isfinite(tensor).all())
