@@ -39,3 +39,9 @@ def expect_levels(levels: int, most: float = math.inf) -> None:
     if not isinstance(levels, int) or not 0 <= levels <= most:
         bound = "" if most == math.inf else f" and <= {most}"
         raise ConfigError(f"levels: expected an int >= 0{bound}, got {levels!r}")
+
+
+def expect_size(name: str, value: object) -> None:
+    """Raise `ConfigError` unless a size is an int >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}: expected an int >= 1, got {value!r}")

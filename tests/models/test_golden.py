@@ -64,7 +64,8 @@ def test_every_activation(released):
             block = model.blocks[int(name.split(".")[1])]
             part = block.spatial if "spatial" in name else block.frequency
             order = part.scan.permutation(8, 8)
-            actual = {"in0": inputs[0][:, order], "in1": inputs[1], "out0": output[:, order]}[slot]
+            cond = seen[name.removesuffix(".mixer")][0][1]  # theirs gets the condition too, and drops it
+            actual = {"in0": inputs[0][:, order], "in1": cond, "out0": output[:, order]}[slot]
         elif name.endswith(("spatial_mamba", "freq_mamba")):
             # Theirs also returns its input unchanged, and in2 is the condition.
             actual = {"in0": inputs[0], "in2": inputs[1], "out0": output, "out1": inputs[0]}[slot]

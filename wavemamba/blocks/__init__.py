@@ -2,12 +2,17 @@
 
 from wavemamba.blocks.dimsum import DiMSUMBlock
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
+from wavemamba.blocks.protocols import Attention, Branch, FeedForward, Fusion
 from wavemamba.blocks.shared_attention import SharedAttention
 from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock, subband_scan
 
 __all__ = [
+    "Attention",
+    "Branch",
     "DiMSUMBlock",
+    "FeedForward",
+    "Fusion",
     "SharedAttention",
     "SpatialFrequencyFusion",
     "SpatialMambaBlock",

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
-from wavemamba.blocks.mamba_step import check_cond, check_map
+from wavemamba.blocks.map_block import MapBlock, expect_branch, expect_fit
 from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock
-from wavemamba.checks import expect_shape
-from wavemamba.errors import ConfigError
-from wavemamba.layers import AdaLN, add_norm, gated_residual, make_mlp, make_norm, modulate
+from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.layers import AdaLN, DropPath, add_norm, gated_residual, make_mlp, make_norm, modulate
+from wavemamba.layers.norm import Norm
+from wavemamba.layers.parts import expect_part, expect_result
 
 
-class DiMSUMBlock(nn.Module):
+class DiMSUMBlock(MapBlock):
     """Pre-norm block that carries `(x, residual)` along the depth.
 
-        residual = residual + drop_path(x);  n = RMSNorm(residual)
+        residual = residual + drop_path(x);  n = norm(residual)
         s, f = halves of n along the channels
         h = n + fusion(spatial(s, cond), frequency(f, cond))
-        x = h + gate * MLP(RMSNorm(h) * (1 + scale) + shift),    shift, scale, gate = Linear(SiLU(cond))
+        x = h + gate * MLP(norm(h) * (1 + scale) + shift),    shift, scale, gate = Linear(SiLU(cond))
 
-    With `cond_dim=None`: `x = h + MLP(RMSNorm(h))`. Parts are injected; each default has half the width.
+    With `cond_dim=None`: `x = h + MLP(norm(h))`. Parts are injected; each default has half the width.
 
     Args:
         dim: width C, even.
         cond_dim: width of the condition, or None.
-        spatial: (B, H, W, C / 2), cond -> the same shape; None: `SpatialMambaBlock(C / 2)`.
+        spatial: a `Branch`, called as `spatial(x, cond)` on (B, H, W, C / 2); None: `SpatialMambaBlock(C / 2)`.
         frequency: the same on frequencies; None: `WaveletMambaBlock(C / 2)`.
-        fusion: two halves -> (B, H, W, C); None: `SpatialFrequencyFusion(C)`.
+        fusion: a `Fusion`, two maps of width C / 2 -> (B, H, W, C); None: `SpatialFrequencyFusion(C)`.
         mlp: (..., C) -> (..., C); None: the gated MLP of ratio 4.
-        norm: "rms" or "layer".
+        norm: "rms", "layer", or a function of the width that makes a norm, called twice.
         drop_path: probability in [0, 1) that training drops `x` of a sample before it is added to the residual.
+        channels_first: take and return (B, C, H, W), `residual` too.
 
     Raises:
-        ConfigError: the width is odd, or an option is unknown or out of range.
+        ConfigError: the width is odd, an option is unknown or out of range, or a part cannot be called as one.
 
     Source: Phung et al., "DiMSUM", 2024, section 4 and figure 3.
     """
@@ -49,22 +50,31 @@ class DiMSUMBlock(nn.Module):
         frequency: nn.Module | None = None,
         fusion: nn.Module | None = None,
         mlp: nn.Module | None = None,
-        norm: str = "rms",
+        norm: Norm = "rms",
         drop_path: float = 0.0,
+        channels_first: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, cond_dim, channels_first=channels_first)
         if dim % 2:
             raise ConfigError(f"dim: expected an even width, got {dim}")
-        if not 0 <= drop_path < 1:
-            raise ConfigError(f"drop_path: expected a probability in [0, 1), got {drop_path}")
-        self.dim, self.cond_dim = dim, cond_dim
+        half = dim // 2
         self.norm = make_norm(norm, dim)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.spatial = SpatialMambaBlock(dim // 2, cond_dim) if spatial is None else spatial
-        self.frequency = WaveletMambaBlock(dim // 2, cond_dim) if frequency is None else frequency
-        self.fusion = SpatialFrequencyFusion(dim) if fusion is None else fusion
+        self.drop_path = DropPath(drop_path)
+        self.spatial = (
+            SpatialMambaBlock(half, cond_dim) if spatial is None else expect_branch("spatial", spatial, half, cond_dim)
+        )
+        self.frequency = (
+            WaveletMambaBlock(half, cond_dim)
+            if frequency is None
+            else expect_branch("frequency", frequency, half, cond_dim)
+        )
+        self.fusion = (
+            SpatialFrequencyFusion(dim) if fusion is None else expect_part("fusion", fusion, ("spatial", "frequency"))
+        )
+        if isinstance(self.fusion, MapBlock):
+            expect_fit("fusion", self.fusion, dim)
         self.norm_mlp = make_norm(norm, dim)
-        self.mlp = make_mlp(dim) if mlp is None else mlp
+        self.mlp = make_mlp(dim) if mlp is None else expect_part("mlp", mlp, ("x",))
         self.modulation = None if cond_dim is None else AdaLN(dim, cond_dim)
         if self.modulation is not None:
             self.modulation.zero_()
@@ -83,15 +93,29 @@ class DiMSUMBlock(nn.Module):
         Raises:
             ShapeError: a size does not fit, or the condition is missing or unexpected.
         """
-        check_map(x, self.dim)
-        check_cond(cond, self.cond_dim, x.shape[0])
+        x = self.enter(x)
+        self.check_cond(cond, x.shape[0])
         if residual is not None:
-            expect_shape("residual", residual, tuple(x.shape), "(B, H, W, C)", "pass what the block before returned")
+            residual = self.enter(residual, "residual", remedy="pass what the block before returned")
+            if residual.shape != x.shape:
+                raise ShapeError(
+                    f"residual: expected the shape of x {tuple(x.shape)}, got {tuple(residual.shape)}; "
+                    "pass what the block before returned"
+                )
         n, residual = add_norm(x if residual is None else self.drop_path(x), residual, self.norm)
-        s, f = n.chunk(2, dim=-1)
-        h = n + self.fusion(self.spatial(s, cond), self.frequency(f, cond))
+        h = n + self._mix(n, cond)
         if self.modulation is None or cond is None:
-            return h + self.mlp(self.norm_mlp(h)), residual
+            return self.leave(h + self._feed_forward(self.norm_mlp(h))), self.leave(residual)
         (step,) = self.modulation(cond)
-        update = self.mlp(modulate(self.norm_mlp(h), step.shift, step.scale))
-        return gated_residual(h, update, step.gate), residual
+        update = self._feed_forward(modulate(self.norm_mlp(h), step.shift, step.scale))
+        return self.leave(gated_residual(h, update, step.gate)), self.leave(residual)
+
+    def _mix(self, n: Tensor, cond: Tensor | None) -> Tensor:
+        s, f = n.chunk(2, dim=-1)
+        half, meaning = tuple(s.shape), "(B, H, W, C / 2)"
+        s = expect_result("spatial", self.spatial(s, cond), half, meaning)
+        f = expect_result("frequency", self.frequency(f, cond), half, meaning)
+        return expect_result("fusion", self.fusion(s, f), tuple(n.shape), "(B, H, W, C)")
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return expect_result("mlp", self.mlp(x), tuple(x.shape), "(B, H, W, C)")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from wavemamba.blocks.mamba_step import check_map
-from wavemamba.checks import expect_floating
+from wavemamba.blocks.map_block import MapBlock
 from wavemamba.errors import ConfigError, ShapeError
-from wavemamba.layers.attention import attend, check_heads
+from wavemamba.layers.attention import attend, check_heads, default_heads
+from wavemamba.names import choose
 
 FusionMode = Literal["cross", "swap_k", "linear"]
 FUSION_MODES: tuple[FusionMode, ...] = ("cross", "swap_k", "linear")
 
 
-class SpatialFrequencyFusion(nn.Module):
+class SpatialFrequencyFusion(MapBlock):
     """Cross-attention between the two halves of a block, and a projection of both results.
 
     With queries, keys and values of both branches, each of width C / 2:
@@ -27,8 +27,9 @@ class SpatialFrequencyFusion(nn.Module):
 
     Args:
         dim: width C of the result, even.
-        num_heads: a divisor of C / 2.
+        num_heads: a divisor of C / 2, without effect in "linear"; None: the largest one up to 8.
         mode: "cross", "swap_k" or "linear".
+        channels_first: take two maps (B, C / 2, H, W) and return (B, C, H, W).
 
     Raises:
         ConfigError: the mode is unknown, the width odd, or the heads do not divide it.
@@ -36,16 +37,22 @@ class SpatialFrequencyFusion(nn.Module):
     Source: Phung et al., "DiMSUM", 2024, section 4.2.
     """
 
-    def __init__(self, dim: int, num_heads: int = 8, *, mode: FusionMode = "cross") -> None:
-        super().__init__()
-        if mode not in FUSION_MODES:
-            raise ConfigError(f"mode: expected one of {', '.join(FUSION_MODES)}, got {mode!r}")
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        mode: FusionMode = "cross",
+        channels_first: bool = False,
+    ) -> None:
+        super().__init__(dim, None, channels_first=channels_first)
+        self.mode = cast(FusionMode, choose("mode", mode, FUSION_MODES))
         if dim % 2:
             raise ConfigError(f"dim: expected an even width, got {dim}")
-        self.dim, self.num_heads, self.mode = dim, num_heads, mode
+        self.num_heads = default_heads(dim // 2, 8) if num_heads is None else num_heads
         self.proj = nn.Linear(dim, dim)
-        if mode != "linear":
-            check_heads(dim // 2, num_heads)
+        if self.mode != "linear":
+            check_heads(dim // 2, self.num_heads)
             self.spatial_qkv = nn.Linear(dim // 2, 3 * dim // 2)
             self.frequency_qkv = nn.Linear(dim // 2, 3 * dim // 2)
 
@@ -55,13 +62,15 @@ class SpatialFrequencyFusion(nn.Module):
         Raises:
             ShapeError: the maps differ in shape or width.
         """
-        height, width = check_map(spatial, self.dim // 2)
+        halves = "pass the halves of a map, each of width C / 2: map.chunk(2, dim=channels)"
+        spatial = self.enter(spatial, "spatial", self.dim // 2, halves)
+        frequency = self.enter(frequency, "frequency", self.dim // 2, halves)
         if frequency.shape != spatial.shape:
             raise ShapeError(
                 f"frequency: expected the shape of spatial {tuple(spatial.shape)}, got {tuple(frequency.shape)}; "
                 "both are halves of one map"
             )
-        expect_floating("frequency", frequency)
+        grid = (spatial.shape[1], spatial.shape[2])
         s, f = spatial.flatten(1, 2), frequency.flatten(1, 2)
         if self.mode != "linear":
             q_s, k_s, v_s = self.spatial_qkv(s).chunk(3, dim=-1)
@@ -71,4 +80,9 @@ class SpatialFrequencyFusion(nn.Module):
             else:
                 s, f = attend(q_f, k_s, v_f, self.num_heads), attend(q_s, k_f, v_s, self.num_heads)
         fused: Tensor = self.proj(torch.cat([s, f], dim=-1))
-        return fused.unflatten(1, (height, width))
+        return self.leave(fused.unflatten(1, grid))
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        heads = "" if self.mode == "linear" else f", num_heads={self.num_heads}"
+        return f"{self.dim}{heads}, mode={self.mode!r}" + (", channels_first=True" if self.channels_first else "")

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wavemamba.blocks.mamba_step import GatedMamba, check_cond, check_map
+from wavemamba.blocks.mamba_step import GatedMamba
+from wavemamba.blocks.map_block import MapBlock
+from wavemamba.errors import ConfigError
+from wavemamba.layers.norm import Norm
 from wavemamba.scans import ScanOrder, scan_order
 
 
-class SpatialMambaBlock(nn.Module):
+class SpatialMambaBlock(MapBlock):
     """One gated residual Mamba step over the tokens of a map, in a chosen scan order.
 
         x + gate * Mamba(x * (1 + scale) + shift),    shift, scale, gate = Linear(SiLU(cond))
 
-    With `cond_dim=None`: `x + Mamba(RMSNorm(x))`.
+    With `cond_dim=None`: `x + Mamba(norm(x))`.
 
     Args:
         dim: width C.
         cond_dim: width of the condition, or None.
         scan: a `ScanOrder` or the name of one: "raster", "column", "snake", "hilbert", ...
-        mixer: a module called as `mixer(tokens, cond, order=order)`, (B, L, C) -> (B, L, C), which reads its tokens in
-            the sequence `order` (L,) int64, or in turn where that is None; None: `MambaMixer(dim)`.
+        mixer: a `wavemamba.layers.Mixer`, called as `mixer(tokens, cond, order=order)`; None: `MambaMixer(dim)`.
+        norm: "rms", "layer" or a function of the width that makes a norm, for `cond_dim=None` alone; None: "rms".
+        channels_first: take and return (B, C, H, W).
 
     Raises:
-        ConfigError: an option has an unknown name or a value out of range.
+        ConfigError: an option has an unknown name or a value out of range, or the mixer does not fit.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1.
     """
@@ -35,11 +39,12 @@ class SpatialMambaBlock(nn.Module):
         *,
         scan: str | ScanOrder = "raster",
         mixer: nn.Module | None = None,
+        norm: Norm | None = None,
+        channels_first: bool = False,
     ) -> None:
-        super().__init__()
-        self.dim, self.cond_dim = dim, cond_dim
-        self.scan = scan_order(scan) if isinstance(scan, str) else scan
-        self.step = GatedMamba(dim, cond_dim, mixer)
+        super().__init__(dim, cond_dim, channels_first=channels_first)
+        self.scan = expect_scan(scan)
+        self.step = GatedMamba(dim, cond_dim, mixer, norm)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Mix the tokens.
@@ -54,8 +59,26 @@ class SpatialMambaBlock(nn.Module):
         Raises:
             ShapeError: a size does not fit, or the condition is missing or unexpected.
         """
-        height, width = check_map(x, self.dim)
-        check_cond(cond, self.cond_dim, x.shape[0])
-        order = None if self.scan.is_identity else self.scan.permutation(height, width, device=x.device)
-        tokens: Tensor = self.step(x.flatten(1, 2), cond, order)
-        return tokens.unflatten(1, (height, width))
+        x = self.enter(x)
+        self.check_cond(cond, x.shape[0])
+        grid = (x.shape[1], x.shape[2])
+        tokens = self.step(x.flatten(1, 2), cond, grid_order(self.scan, grid, x))
+        return self.leave(tokens.unflatten(1, grid))
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"{super().extra_repr()}, scan={self.scan.name!r}"
+
+
+def expect_scan(scan: str | ScanOrder) -> ScanOrder:
+    """Return the order that `scan` is or names, or raise `ConfigError`."""
+    if isinstance(scan, str):
+        return scan_order(scan)
+    if not isinstance(scan, ScanOrder):
+        raise ConfigError(f"scan: expected a ScanOrder or the name of one, got {type(scan).__name__}; see scan_order")
+    return scan
+
+
+def grid_order(scan: ScanOrder, grid: tuple[int, int], like: Tensor) -> Tensor | None:
+    """The permutation (H * W,) of a grid on the device of `like`; None for the order in turn."""
+    return None if scan.is_identity else scan.permutation(*grid, device=like.device)

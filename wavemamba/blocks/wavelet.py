@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from wavemamba.blocks.mamba_step import GatedMamba, check_cond, check_map
+from wavemamba.blocks.mamba_step import GatedMamba
+from wavemamba.blocks.map_block import MapBlock
+from wavemamba.blocks.spatial import expect_scan, grid_order
 from wavemamba.errors import ConfigError
+from wavemamba.layers.norm import Norm
+from wavemamba.names import choose
 from wavemamba.ops.haar import LAYOUTS, Layout
 from wavemamba.scans import ScanOrder, scan_order
 from wavemamba.transforms import FrequencyTransform, frequency_transform
@@ -22,14 +28,14 @@ def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     return x
 
 
-class WaveletMambaBlock(nn.Module):
+class WaveletMambaBlock(MapBlock):
     """One gated residual Mamba step over the frequency subbands of a map.
 
     With `b = T(x) / side`, T the transform with its bands put back on the grid:
 
         x' = T^-1(side * (b + gate * Mamba(b * (1 + scale) + shift))),    shift, scale, gate = Linear(SiLU(cond))
 
-    With `cond_dim=None`: `b + Mamba(RMSNorm(b))`. A map whose sides are no multiple of the transform's cell is padded
+    With `cond_dim=None`: `b + Mamba(norm(b))`. A map whose sides are no multiple of the transform's cell is padded
     by repeating its last row and column, and cropped after.
 
     Args:
@@ -40,11 +46,12 @@ class WaveletMambaBlock(nn.Module):
         layout: where the bands go: "mosaic" (one tile a subband), "interleaved" (the bands of one place side by side),
             "channel" (spread over the channels of each token; what the released DiMSUM weights need).
         scan: a `ScanOrder`, or the name of one, over the grid of subbands; None: one window a subband.
-        mixer: a module called as `mixer(tokens, cond, order=order)`, (B, L, C) -> (B, L, C), which reads its tokens in
-            the sequence `order` (L,) int64, or in turn where that is None; None: `MambaMixer(dim)`.
+        mixer: a `wavemamba.layers.Mixer`, called as `mixer(tokens, cond, order=order)`; None: `MambaMixer(dim)`.
+        norm: "rms", "layer" or a function of the width that makes a norm, for `cond_dim=None` alone; None: "rms".
+        channels_first: take and return (B, C, H, W).
 
     Raises:
-        ConfigError: an option has an unknown name or a value out of range.
+        ConfigError: an option has an unknown name or a value out of range, or the mixer does not fit.
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1 and figure 2.
     """
@@ -59,16 +66,19 @@ class WaveletMambaBlock(nn.Module):
         layout: Layout = "mosaic",
         scan: str | ScanOrder | None = None,
         mixer: nn.Module | None = None,
+        norm: Norm | None = None,
+        channels_first: bool = False,
     ) -> None:
-        super().__init__()
-        if layout not in LAYOUTS:
-            raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-        self.dim, self.cond_dim, self.layout = dim, cond_dim, layout
+        super().__init__(dim, cond_dim, channels_first=channels_first)
+        self.layout = cast(Layout, choose("layout", layout, LAYOUTS))
         self.transform = frequency_transform(transform, levels) if isinstance(transform, str) else transform
-        if scan is None:
-            scan = subband_scan(self.transform)
-        self.scan = scan_order(scan) if isinstance(scan, str) else scan
-        self.step = GatedMamba(dim, cond_dim, mixer)
+        if not isinstance(self.transform, FrequencyTransform):
+            raise ConfigError(
+                "transform: expected a FrequencyTransform or the name of one, got "
+                f"{type(transform).__name__}; see frequency_transform"
+            )
+        self.scan = subband_scan(self.transform) if scan is None else expect_scan(scan)
+        self.step = GatedMamba(dim, cond_dim, mixer, norm)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Mix the subbands.
@@ -83,13 +93,17 @@ class WaveletMambaBlock(nn.Module):
         Raises:
             ShapeError: a size does not fit, or the condition is missing or unexpected.
         """
-        height, width = check_map(x, self.dim)
-        check_cond(cond, self.cond_dim, x.shape[0])
+        x = self.enter(x)
+        self.check_cond(cond, x.shape[0])
+        height, width = x.shape[1:3]
         bands = self.transform.to_map(pad_to_multiple(x, self.transform.side), self.layout)
         grid = (bands.shape[1], bands.shape[2])
-        order = None if self.scan.is_identity else self.scan.permutation(*grid, device=x.device)
-        tokens = self.step(bands.flatten(1, 2), cond, order)
-        return self.transform.from_map(tokens.unflatten(1, grid), self.layout)[:, :height, :width]
+        tokens = self.step(bands.flatten(1, 2), cond, grid_order(self.scan, grid, x))
+        return self.leave(self.transform.from_map(tokens.unflatten(1, grid), self.layout)[:, :height, :width])
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"{super().extra_repr()}, {self.transform}, layout={self.layout!r}, scan={self.scan.name!r}"
 
 
 def subband_scan(transform: FrequencyTransform, *, transpose: bool = False) -> ScanOrder:

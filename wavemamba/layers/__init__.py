@@ -1,17 +1,25 @@
 """Layers that the blocks are made of."""
 
 from wavemamba.layers.attention import SelfAttention, attend
+from wavemamba.layers.drop_path import DropPath
 from wavemamba.layers.embeddings import LabelEmbed, PatchEmbed, TimeEmbed
-from wavemamba.layers.mixers.mamba1 import MambaMixer, SelectiveSSM
-from wavemamba.layers.mlp import make_mlp
+from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer
+from wavemamba.layers.mixers.selective_ssm import SelectiveSSM
+from wavemamba.layers.mlp import GatedMlp, Mlp, make_mlp
 from wavemamba.layers.modulation import AdaLN, Modulation, gated_residual, modulate
 from wavemamba.layers.norm import LayerNorm, RMSNorm, add_norm, make_norm
+from wavemamba.layers.weight_decay import parameter_groups, undecayed_names
 
 __all__ = [
     "AdaLN",
+    "DropPath",
+    "GatedMlp",
     "LabelEmbed",
     "LayerNorm",
     "MambaMixer",
+    "MambaState",
+    "Mixer",
+    "Mlp",
     "Modulation",
     "PatchEmbed",
     "RMSNorm",
@@ -24,4 +32,6 @@ __all__ = [
     "make_mlp",
     "make_norm",
     "modulate",
+    "parameter_groups",
+    "undecayed_names",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
@@ -32,7 +31,8 @@ class PatchEmbed(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, as for a Linear over the patch's pixels, and zero bias."""
-        nn.init.xavier_uniform_(self.proj.weight.view(self.proj.weight.shape[0], -1))
+        bound = math.sqrt(6 / (self.proj.weight[0].numel() + self.proj.weight.shape[0]))
+        nn.init.uniform_(self.proj.weight, -bound, bound)
         assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
 
@@ -55,14 +55,17 @@ def sincos_position(height: int, width: int, dim: int) -> Tensor:
         dim: width C, a multiple of 4.
 
     Returns:
-        (H, W, C) float32.
+        (H, W, C) float32, on the CPU.
+
+    Raises:
+        ConfigError: the width is no multiple of 4.
     """
     if dim % 4:
         raise ConfigError(f"dim: expected a multiple of 4 for sine-cosine positions, got {dim}")
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
 
     def encode(size: int) -> Tensor:
-        angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
+        angles = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     columns = encode(width).expand(height, -1, -1)
@@ -76,14 +79,28 @@ def resample_position(position: Tensor, height: int, width: int) -> Tensor:
     if (old_height, old_width) == (height, width):
         return position
     table = position.to(accumulation_dtype(position.dtype))
-    rows, columns = _bicubic_weights(old_height, height, table), _bicubic_weights(old_width, width, table)
-    return torch.einsum("ph,qw,bhwc->bpqc", rows, columns, table).to(position.dtype)
+    return _resample_axis(_resample_axis(table, 1, height), 2, width).to(position.dtype)
 
 
-def _bicubic_weights(old: int, new: int, like: Tensor) -> Tensor:
-    # The resampling of one axis as a matrix (new, old): its own gradient has no graph of symbolic size in PyTorch.
-    identity = torch.eye(old, dtype=like.dtype, device=like.device)[None, None]
-    return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True, align_corners=False)[0, 0]
+def _resample_axis(table: Tensor, axis: int, new: int) -> Tensor:
+    """Antialiased bicubic resampling of one axis: a weighted sum of the few rows that each new row reaches.
+
+    `F.interpolate` computes the same; its gradient has no graph of symbolic size in PyTorch.
+    """
+    old = table.shape[axis]
+    if old == new:
+        return table
+    support = 2 * max(old / new, 1.0)  # in rows of the old table
+    taps = 5 if old <= new else (4 * old + new - 1) // new + 1
+    centre = (torch.arange(new, dtype=torch.float64, device=table.device) + 0.5) * (old / new)
+    rows = (centre - support + 0.5).floor()[:, None] + torch.arange(taps, device=table.device)  # (new, taps)
+    distance = ((rows - centre[:, None] + 0.5) / (support / 2)).abs()
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1  # the cubic of a = -1/2: distances below 1,
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2  # and from 1 to 2
+    weights = torch.where(distance < 1, near, far) * ((distance < 2) & (rows >= 0) & (rows < old))
+    weights = (weights / weights.sum(dim=1, keepdim=True)).to(table.dtype)
+    reached = table.index_select(axis, rows.clamp(0, old - 1).long().flatten()).unflatten(axis, (new, taps))
+    return (reached * weights.view(new, taps, *(1 for _ in range(table.dim() - axis - 1)))).sum(dim=axis + 1)
 
 
 class TimeEmbed(nn.Module):
@@ -113,6 +130,10 @@ class TimeEmbed(nn.Module):
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         y: Tensor = self.mlp(features.to(dtype or t.dtype))
         return y
+
+    def extra_repr(self) -> str:
+        """The number of features, for `print`."""
+        return f"features={self.features}"
 
     def reset_parameters(self) -> None:
         """Normal(0.02) weights, zero biases."""
@@ -163,3 +184,7 @@ class LabelEmbed(nn.Module):
     def reset_parameters(self) -> None:
         """Normal(0.02)."""
         nn.init.normal_(self.table.weight, std=0.02)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"num_classes={self.num_classes}, dropout={self.dropout}"

@@ -1,26 +1,63 @@
-"""The feed-forward layers, from timm."""
+"""The feed-forward layers."""
 
 from __future__ import annotations
 
 import math
 
-from timm.layers.activations import GELUTanh
-from timm.layers.mlp import GluMlp, Mlp
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
 
 
-def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
-    """A feed-forward layer of hidden width `ratio * dim`, with biases.
+class Mlp(nn.Module):
+    """`fc2(GELU_tanh(fc1(x)))`, with biases.
 
-    Gated: `Linear(dim, 2 h)` in halves `a, b`, then `Linear(h, dim)(GELU_tanh(a) * b)`; plain: `Linear, GELU_tanh,
-    Linear`.
+    Args:
+        dim: width C.
+        hidden: hidden width.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C)."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return y
+
+
+class GatedMlp(nn.Module):
+    """`fc2(GELU_tanh(a) * b)` with `a, b` the halves of `fc1(x)`, with biases.
+
+    Args:
+        dim: width C.
+        hidden: hidden width, that of one half.
+
+    Source: Shazeer, "GLU variants improve transformer", 2020 (GEGLU).
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C)."""
+        a, b = self.fc1(x).chunk(2, dim=-1)
+        y: Tensor = self.fc2(F.gelu(a, approximate="tanh") * b)
+        return y
+
+
+def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
+    """A feed-forward layer of hidden width `ratio * dim`.
 
     Args:
         dim: width C.
         ratio: hidden width as a multiple of C.
-        gated: use the gated form.
+        gated: a `GatedMlp`; otherwise an `Mlp`.
 
     Returns:
         A module (..., C) -> (..., C) with the layers `fc1` and `fc2`.
@@ -31,8 +68,4 @@ def make_mlp(dim: int, ratio: float = 4.0, *, gated: bool = True) -> nn.Module:
     if not 1 <= ratio * dim < math.inf:
         raise ConfigError(f"ratio: expected a hidden width of at least 1, got {ratio} * {dim}")
     hidden = int(ratio * dim)
-    if gated:
-        layer: nn.Module = GluMlp(dim, 2 * hidden, act_layer=GELUTanh, gate_last=False)
-    else:
-        layer = Mlp(dim, hidden, act_layer=GELUTanh)
-    return layer
+    return GatedMlp(dim, hidden) if gated else Mlp(dim, hidden)

@@ -63,7 +63,7 @@ class AdaLN(nn.Module):
 
     def __init__(self, dim: int, cond_dim: int, steps: int = 1) -> None:
         super().__init__()
-        self.steps = steps
+        self.dim, self.cond_dim, self.steps = dim, cond_dim, steps
         self.linear = nn.Linear(cond_dim, 3 * steps * dim)
 
     def forward(self, cond: Tensor) -> tuple[Modulation, ...]:
@@ -75,3 +75,7 @@ class AdaLN(nn.Module):
         """Start as "no modulation, gate closed"."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes, for `print`."""
+        return f"{self.dim}, {self.cond_dim}, steps={self.steps}"

@@ -1,91 +1,23 @@
-"""The Mamba-1 mixer, with any scan order and a conditioning that works."""
+"""The Mamba-1 mixer: any scan order, states in and out, padding and packed sequences, a conditioning that works."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from wavemamba.checks import expect_shape
+from wavemamba.checks import expect_floating, expect_shape, expect_size
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError, ShapeError
-from wavemamba.ops import causal_conv1d, selective_scan
-from wavemamba.scans import ScanOrder
+from wavemamba.layers.mixers.segments import Segments, gather_rows, read_segments, scatter_rows
+from wavemamba.layers.mixers.selective_ssm import MambaState, SelectiveSSM, last_inputs
+from wavemamba.names import choose
+from wavemamba.scans import ScanOrder, expect_permutation, reverse_permutation
 
 Conditioning = Literal["none", "conv_state"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("none", "conv_state")
-_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
-
-
-class SelectiveSSM(nn.Module):
-    """One direction of a mixer: causal convolution, input-dependent parameters, selective scan.
-
-    Args:
-        inner: width E.
-        d_state: state size N of a channel.
-        d_conv: width of the convolution.
-        dt_rank: rank of the step-size projection.
-    """
-
-    def __init__(self, inner: int, d_state: int, d_conv: int, dt_rank: int) -> None:
-        super().__init__()
-        self.d_state, self.dt_rank = d_state, dt_rank
-        self.conv_weight = nn.Parameter(torch.empty(inner, d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(inner))
-        self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner, bias=False)
-        self.dt_bias = nn.Parameter(torch.empty(inner))
-        self.A_log = nn.Parameter(torch.empty(inner, d_state))
-        self.D = nn.Parameter(torch.empty(inner))
-        self.reset_parameters()
-
-    def forward(self, x: Tensor, z: Tensor, order: Tensor | None, conv_state: Tensor | None) -> Tensor:
-        """Scan the sequence.
-
-        Args:
-            x: (B, L, E).
-            z: (B, L, E), the gate.
-            order: (L,) int64, the row that each step reads and writes; None: in turn.
-            conv_state: (B, d_conv - 1, E), what the convolution sees before the first step; None: zero.
-
-        Returns:
-            (B, L, E), rows where they were in `x`.
-        """
-        x = causal_conv1d(x, self.conv_weight, self.conv_bias, activation="silu", initial_state=conv_state, order=order)
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return selective_scan(
-            x,
-            self.dt_proj(dt),
-            -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype))),
-            B,
-            C,
-            self.D,
-            z,
-            delta_bias=self.dt_bias,
-            delta_softplus=True,
-            order=order,
-        )
-
-    def reset_parameters(self) -> None:
-        """`A = -(1..N)`, `D = 1`, and a `dt` bias whose softplus is log-uniform in [1e-3, 1e-1].
-
-        Source: Gu and Dao, "Mamba", 2023, section 3.6, and their released code's constants.
-        """
-        bound = 1 / math.sqrt(self.conv_weight.shape[1])
-        nn.init.uniform_(self.conv_weight, -bound, bound)
-        nn.init.uniform_(self.conv_bias, -bound, bound)
-        self.x_proj.reset_parameters()
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        with torch.no_grad():
-            wide = accumulation_dtype(self.dt_bias.dtype)
-            uniform = torch.rand_like(self.dt_bias, dtype=wide)
-            dt = torch.exp(uniform * (math.log(_DT_MAX) - math.log(_DT_MIN)) + math.log(_DT_MIN)).clamp(min=_DT_FLOOR)
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-            steps = torch.arange(1, self.d_state + 1, dtype=wide, device=self.A_log.device)
-            self.A_log.copy_(torch.log(steps).expand_as(self.A_log))
-            self.D.fill_(1.0)
 
 
 class MambaMixer(nn.Module):
@@ -102,12 +34,13 @@ class MambaMixer(nn.Module):
         expand: inner width E as a multiple of C.
         dt_rank: rank of the step-size projection; "auto": C / 16, rounded up.
         bidirectional: scan backwards too.
-        cond_dim: width of the condition; needed for "conv_state" alone.
+        cond_dim: width of the condition, with "conv_state" alone.
         conditioning: "none"; or "conv_state": the projected condition fills the convolution's `d_conv - 1` positions
             before the first step.
 
     Raises:
-        ConfigError: a size is no int >= 1, or the conditioning is unknown or lacks `cond_dim`.
+        ConfigError: a size is no int >= 1, the conditioning is unknown, has no effect or lacks `cond_dim`, or there is
+            a `cond_dim` and no conditioning.
 
     Source: Gu and Dao, "Mamba", 2023, section 3.4; backward direction: Zhu et al., "Vision Mamba", 2024.
     """
@@ -125,24 +58,63 @@ class MambaMixer(nn.Module):
         conditioning: Conditioning = "none",
     ) -> None:
         super().__init__()
-        if conditioning not in CONDITIONINGS:
-            raise ConfigError(f"conditioning: expected one of {', '.join(CONDITIONINGS)}, got {conditioning!r}")
+        conditioned = choose("conditioning", conditioning, CONDITIONINGS) == "conv_state"
+        expect_size("dim", dim)
         rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
-        sizes = {"dim": dim, "d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": rank}
+        sizes: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": rank}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ConfigError(f"{name}: expected an int >= 1, got {size!r}")
-        self.dim, self.inner, self.d_conv = dim, expand * dim, d_conv
+            expect_size(name, size)
+        self.dim, self.inner, self.d_state, self.d_conv = dim, expand * dim, d_state, d_conv
+        self.bidirectional, self.cond_dim, self.takes_condition = bidirectional, cond_dim, conditioned
         self.in_proj = nn.Linear(dim, 2 * self.inner, bias=False)
         self.directions = nn.ModuleList(
             SelectiveSSM(self.inner, d_state, d_conv, rank) for _ in range(2 if bidirectional else 1)
         )
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
         self.cond_proj: nn.Linear | None = None
-        if conditioning == "conv_state":
+        if conditioned:
             if cond_dim is None:
                 raise ConfigError("cond_dim: expected the condition's width with conditioning='conv_state', got None")
+            if d_conv == 1:
+                raise ConfigError(
+                    "d_conv: expected at least 2 with conditioning='conv_state', got 1; a convolution of width 1 sees "
+                    "nothing before the first step"
+                )
+            expect_size("cond_dim", cond_dim)
             self.cond_proj = nn.Linear(cond_dim, self.inner)
+        elif cond_dim is not None:
+            raise ConfigError(
+                f"cond_dim: expected None with conditioning='none', got {cond_dim}; choose conditioning='conv_state', "
+                "or leave it out"
+            )
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        cond: Tensor | None = ...,
+        *,
+        order: Tensor | ScanOrder | None = ...,
+        grid: tuple[int, int] | None = ...,
+        state: MambaState | None = ...,
+        return_state: Literal[False] = ...,
+        lengths: Tensor | None = ...,
+        seq_idx: Tensor | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        cond: Tensor | None = ...,
+        *,
+        order: Tensor | ScanOrder | None = ...,
+        grid: tuple[int, int] | None = ...,
+        state: MambaState | None = ...,
+        return_state: Literal[True],
+        lengths: Tensor | None = ...,
+        seq_idx: Tensor | None = ...,
+    ) -> tuple[Tensor, MambaState]: ...
 
     def forward(
         self,
@@ -151,50 +123,185 @@ class MambaMixer(nn.Module):
         *,
         order: Tensor | ScanOrder | None = None,
         grid: tuple[int, int] | None = None,
-    ) -> Tensor:
+        state: MambaState | None = None,
+        return_state: bool = False,
+        lengths: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix the tokens.
 
         Args:
             x: (B, L, C).
-            cond: (B, cond_dim), used with "conv_state" alone.
+            cond: (B, cond_dim), with "conv_state" and without `state` alone.
             order: the row that each step of the scan reads and writes: a permutation (L,) int64, or a `ScanOrder`,
                 which needs `grid`; None: in turn. Rows of the result stay where they were in `x`.
             grid: (H, W) with `H * W = L`, for a `ScanOrder`.
+            state: what a call before returned, or `initial_state`; None: nothing came before.
+            return_state: also return the state after the last step.
+            lengths: (B,) int64 or int32, 0 to L: how many rows of each sample come before its padding. Padding changes
+                neither a state nor the result of another row, and its own result is zero.
+            seq_idx: (B, L) int64 or int32, nondecreasing along L: rows with one number are one document, which sees no
+                other. `state` belongs to the first document, the returned state to the last.
 
         Returns:
-            (B, L, C).
+            (B, L, C); with `return_state` the pair of it and a `MambaState`.
 
         Raises:
-            ShapeError: a size does not fit, the grid or the condition is missing.
+            ShapeError: a size does not fit, the grid or the condition is missing, or a condition is not wanted.
+            ConfigError: a state with two directions, or packed documents with one condition.
         """
         expect_shape("x", x, (None, None, self.dim), "(B, L, C)", "channels come last")
+        expect_floating("x", x)
         rows = _resolve_order(order, grid, x)
+        segments = read_segments(lengths, seq_idx, x)
+        self._expect_meaning(state, return_state, seq_idx)
+        padding = None if segments is None else segments.padding
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0)
         inner, gate = self.in_proj(x).chunk(2, dim=-1)
-        conv_state = self._conv_state(cond, x)
-        y = self.directions[0](inner, gate, rows, conv_state)
-        if len(self.directions) == 2:
-            if rows is None:
-                rows = torch.arange(x.shape[1], device=x.device)
-            y = y + self.directions[1](inner, gate, rows.flip(0), conv_state)
+        self._check_state(state, x)
+        context = self._conv_context(cond, state, x)
+        y, last = self._scan(inner, gate, rows, segments, state, context, return_state)
         out: Tensor = self.out_proj(y)
-        return out
+        if padding is not None:
+            out = out.masked_fill(padding.unsqueeze(-1), 0)
+        return out if last is None else (out, last)
 
-    def _conv_state(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
-        if self.cond_proj is None:
+    def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """Take one step of a sequence: what `forward` gives for the next token.
+
+        Args:
+            x: (B, C), the next token of each sample.
+            state: `initial_state`, or what the step before returned.
+
+        Returns:
+            (B, C), and the state after the step.
+
+        Raises:
+            ShapeError: a size does not fit.
+            ConfigError: the mixer has two directions.
+        """
+        expect_shape("x", x, (None, self.dim), "(B, C)", "pass one token a sample")
+        if state is None:
+            raise ShapeError("state: expected a MambaState, got None; begin with initial_state(batch)")
+        y, state = self(x.unsqueeze(1), state=state, return_state=True)
+        return y.squeeze(1), state
+
+    def initial_state(
+        self,
+        batch: int,
+        cond: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> MambaState:
+        """The state before the first token.
+
+        Args:
+            batch: samples B.
+            cond: (B, cond_dim), with "conv_state" alone, where the state holds it.
+            dtype: of the inputs to come; None: the parameters'.
+            device: of the inputs to come; None: the parameters'.
+
+        Raises:
+            ShapeError: a condition is missing, not wanted, or of the wrong size.
+            ConfigError: the mixer has two directions.
+        """
+        self._expect_meaning(None, True, None)
+        like = next(self.directions[0].parameters(recurse=False))
+        dtype, device = dtype or like.dtype, device or like.device
+        ssm = torch.zeros(batch, self.inner, self.d_state, dtype=accumulation_dtype(dtype), device=device)
+        context = self._conv_context(cond, None, ssm)
+        if context is None:
+            context = torch.zeros(batch, self.d_conv - 1, self.inner, dtype=dtype, device=device)
+        return MambaState(context, ssm)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        options = f"{self.dim}, d_state={self.d_state}, d_conv={self.d_conv}, expand={self.inner // self.dim}"
+        options += ", bidirectional=True" if self.bidirectional else ""
+        return options + (f", cond_dim={self.cond_dim}, conditioning='conv_state'" if self.takes_condition else "")
+
+    def _scan(
+        self,
+        inner: Tensor,
+        gate: Tensor,
+        rows: Tensor | None,
+        segments: Segments | None,
+        state: MambaState | None,
+        context: Tensor | None,
+        return_state: bool,
+    ) -> tuple[Tensor, MambaState | None]:
+        ys, last, lengths = [], None, None if segments is None else segments.lengths
+        for index, direction in enumerate(self.directions):
+            order, visits, backwards = rows, None, index == 1
+            documents = padding = None
+            if segments is not None:
+                visits, order = segments.visits(rows, backwards=backwards), None
+                documents, padding = segments.documents, segments.padding if return_state else None
+            elif backwards:
+                order = torch.arange(inner.shape[1], device=inner.device) if rows is None else rows
+                order = reverse_permutation(order)
+            u, z = gather_rows(inner, visits), gather_rows(gate, visits)
+            y, ssm = direction(u, z, order, state, conv_state=context, documents=documents, padding=padding)
+            ys.append(scatter_rows(y, visits))
+            if return_state:
+                if order is not None:
+                    u = u.index_select(1, order[max(order.shape[0] - self.d_conv + 1, 0) :])
+                before = context if state is None else state.conv
+                if before is None:
+                    before = u.new_zeros(u.shape[0], self.d_conv - 1, self.inner)
+                last = MambaState(last_inputs(u, before, lengths, documents), ssm)
+        return ys[0] if len(ys) == 1 else ys[0] + ys[1], last
+
+    def _conv_context(self, cond: Tensor | None, state: MambaState | None, like: Tensor) -> Tensor | None:
+        """(B, d_conv - 1, E), the projected condition as the convolution's inputs before the first step."""
+        if cond is not None and (self.cond_proj is None or state is not None):
+            why = "the state holds it" if self.cond_proj is not None else "the mixer has conditioning='none'"
+            raise ShapeError(
+                f"cond: expected None, as {why}, got {type(cond).__name__}; leave it out"
+                + ("" if self.cond_proj is not None else ", or build the mixer with conditioning='conv_state'")
+            )
+        if self.cond_proj is None or state is not None:
             return None
         if cond is None:
             raise ShapeError(
                 "cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass the condition"
             )
-        expect_shape(
-            "cond", cond, (x.shape[0], self.cond_proj.in_features), "(B, cond_dim)", "pass one vector a sample"
-        )
-        return self.cond_proj(cond).unsqueeze(1).expand(-1, self.d_conv - 1, -1)
+        expect_shape("cond", cond, (like.shape[0], self.cond_dim), "(B, cond_dim)", "pass one vector a sample")
+        expect_floating("cond", cond)
+        context: Tensor = self.cond_proj(cond)
+        return context.unsqueeze(1).expand(-1, self.d_conv - 1, -1)
+
+    def _expect_meaning(self, state: MambaState | None, return_state: bool, seq_idx: Tensor | None) -> None:
+        if self.bidirectional and (state is not None or return_state):
+            raise ConfigError(
+                "state: expected a mixer of one direction, got bidirectional=True, whose second direction starts at "
+                "the last token; build it with bidirectional=False"
+            )
+        if self.takes_condition and seq_idx is not None:
+            raise ConfigError(
+                "seq_idx: expected conditioning='none', got 'conv_state', whose one condition a sample would reach the "
+                "first document alone; pad the documents and pass lengths"
+            )
+
+    def _check_state(self, state: MambaState | None, x: Tensor) -> None:
+        if state is None:
+            return
+        if not isinstance(state, MambaState):
+            raise ShapeError(
+                f"state: expected a MambaState, got {type(state).__name__}; begin with initial_state(batch)"
+            )
+        batch, advice = x.shape[0], "pass what the call before returned, of the same batch"
+        expect_shape("state.conv", state.conv, (batch, self.d_conv - 1, self.inner), "(B, d_conv - 1, E)", advice)
+        expect_shape("state.ssm", state.ssm, (batch, self.inner, self.d_state), "(B, E, N)", advice)
 
 
 def _resolve_order(order: Tensor | ScanOrder | None, grid: tuple[int, int] | None, x: Tensor) -> Tensor | None:
+    if order is None or isinstance(order, Tensor):
+        return None if order is None else expect_permutation(order, x.shape[1])
     if not isinstance(order, ScanOrder):
-        return order
+        raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
     if grid is None or grid[0] * grid[1] != x.shape[1]:
         raise ShapeError(
             f"grid: expected (H, W) with H * W = {x.shape[1]} for {order}, got {grid}; pass the grid of the tokens"

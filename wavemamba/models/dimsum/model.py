@@ -86,7 +86,7 @@ class DiMSUM(PatchDiffusionModel):
             keep(spec.index, hidden)
         if self.final_norm is not None:
             assert residual is not None
-            hidden = self.final_norm(residual + hidden.to(accumulation_dtype(hidden.dtype)), hidden.dtype)
+            hidden = self.final_norm(residual + hidden.to(accumulation_dtype(hidden.dtype))).to(hidden.dtype)
         return hidden
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

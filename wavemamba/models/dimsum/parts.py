@@ -63,7 +63,7 @@ def make_mixer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
         config.dim // 2,
         d_state=config.d_state,
         bidirectional=config.bidirectional,
-        cond_dim=config.dim,
+        cond_dim=None if config.conditioning == "none" else config.dim,
         conditioning=config.conditioning,
     )
 
