@@ -34,6 +34,10 @@ from sklearn.svm import SVC
 
 from wavemamba import WavemambaError
 from wavemamba import training as wt
+from wavemamba.commands.parser import RecipeParser, number
+from wavemamba.data import Digits
+from wavemamba.files import write_atomically
+from wavemamba.seeds import derive_seed
 
 STEPS = 1000
 TRAINING = [
@@ -50,7 +54,7 @@ class Judge:
     """Reads digits with a support vector machine and measures distances in principal components of real digits."""
 
     def __init__(self, seed: int = 0) -> None:
-        digits = wt.Digits()
+        digits = Digits()
         self.real = digits.images.flatten(1).double().numpy()
         labels = digits.labels.numpy()
         train, test, train_labels, test_labels = train_test_split(
@@ -108,7 +112,7 @@ def draw_loss(log: list[dict], path: Path) -> None:
 
 def draw_denoising(sampler: Sampler, path: Path, seed: int) -> None:
     """Every digit on its way from noise, a row each."""
-    seeds = [wt.derive_seed(seed, "denoising", digit) for digit in range(10)]
+    seeds = [derive_seed(seed, "denoising", digit) for digit in range(10)]
     frames = [(0.0, sampler.noise(seeds))]
     sampler.draw(list(range(10)), seeds, callback=lambda at: frames.append((at.time, at.x.clone())))
     kept = [frames[i] for i in np.linspace(0, len(frames) - 1, 11).round().astype(int)]
@@ -147,9 +151,9 @@ def measure(sampler: Sampler, judge: Judge, count: int, seed: int) -> tuple[dict
     return result, images
 
 
-def build_parser() -> wt.RecipeParser:
+def build_parser() -> RecipeParser:
     """The options."""
-    parser = wt.RecipeParser(description=__doc__)
+    parser = RecipeParser(description=__doc__)
     parser.add_argument("--out", default="runs/digits", help="folder of the run")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
     parser.add_argument("--samples", type=int, default=500, help="samples that are judged, a multiple of 10")
@@ -157,7 +161,7 @@ def build_parser() -> wt.RecipeParser:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
         "--require",
-        type=wt.number(float, 0, 1),
+        type=number(float, 0, 1),
         default=0.0,
         help="fail unless accuracy and agreement of the solvers reach this",
     )
@@ -192,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         "parameters": sum(p.numel() for p in sampler.model.parameters()), "options": TRAINING,
         "seconds_of_training_in_this_call": round(trained, 1), "seconds": round(time.monotonic() - begun, 1),
     }  # fmt: skip
-    wt.write_atomically(out / "metrics.json", (json.dumps(judged, indent=1) + "\n").encode())
+    write_atomically(out / "metrics.json", (json.dumps(judged, indent=1) + "\n").encode())
     print(
         f"{out}: an SVM reads the asked-for digit in {judged['accuracy']:.1%} of {args.samples} samples "
         f"({judged['judge_accuracy_on_real_test_digits']:.1%} of real test digits); Fréchet distance to real digits "

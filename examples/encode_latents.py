@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from wavemamba import WavemambaError
-from wavemamba import training as wt
+from wavemamba.commands.parser import RecipeParser, device, number
+from wavemamba.data import ImageFolder, LatentShardWriter, PictureView
 from wavemamba.diffusion import Autoencoder
+from wavemamba.locks import FolderLock
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -29,7 +31,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 class Images(Dataset):
     """Some images of a folder, in order."""
 
-    def __init__(self, source: wt.ImageFolder, indices: range) -> None:
+    def __init__(self, source: ImageFolder, indices: range) -> None:
         self.source, self.indices = source, indices
 
     def __len__(self) -> int:
@@ -39,22 +41,22 @@ class Images(Dataset):
         return self.source.example(self.indices[i])
 
 
-def build_parser() -> wt.RecipeParser:
+def build_parser() -> RecipeParser:
     """The options."""
-    parser = wt.RecipeParser(description=__doc__)
+    parser = RecipeParser(description=__doc__)
     add = parser.add_argument
     add("--data", required=True, help="folder of images, class = sub-folder")
     add("--out", required=True, help="folder for the shards")
     add("--autoencoder", required=True, help="folder or hub id of a diffusers AutoencoderKL")
-    add("--image-size", type=wt.number(int, 1), default=256, help="side that images are scaled and cropped to")
+    add("--image-size", type=number(int, 1), default=256, help="side that images are scaled and cropped to")
     add("--mirror", action=argparse.BooleanOptionalAction, default=False, help="also encode every image mirrored")
-    add("--shard-size", type=wt.number(int, 1), default=4096, help="images a shard; what a kill can cost")
-    add("--batch-size", type=wt.number(int, 1), default=32, help="images encoded at once")
+    add("--shard-size", type=number(int, 1), default=4096, help="images a shard; what a kill can cost")
+    add("--batch-size", type=number(int, 1), default=32, help="images encoded at once")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="of the stored numbers")
-    add("--workers", type=wt.number(int, 0), default=0, help="processes that read images")
+    add("--workers", type=number(int, 0), default=0, help="processes that read images")
     add(
         "--device",
-        type=wt.device,
+        type=device,
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where the autoencoder runs",
     )
@@ -80,15 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
         autoencoder = Autoencoder.from_pretrained(args.autoencoder, device=args.device)
-        source = wt.ImageFolder(args.data, wt.PictureView(size=args.image_size, reduce=None))
+        source = ImageFolder(args.data, PictureView(size=args.image_size, reduce=None))
         description = {
             "images": source.fingerprint(), "autoencoder": str(args.autoencoder), "image_size": args.image_size,
             "scaling_factor": autoencoder.scaling_factor, "shift_factor": autoencoder.shift_factor,
             "mirrored": args.mirror, "dtype": args.dtype,
             "shape": autoencoder.latent_shape(args.image_size, args.image_size),
         }  # fmt: skip
-        with wt.FolderLock(args.out):
-            writer = wt.LatentShardWriter(args.out, description, total=len(source), shard_size=args.shard_size)
+        with FolderLock(args.out):
+            writer = LatentShardWriter(args.out, description, total=len(source), shard_size=args.shard_size)
             missing = list(writer.missing())
             done = len(source) - sum(len(indices) for _, indices in missing)
             with tqdm(total=len(source), initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:

@@ -34,7 +34,11 @@ from tqdm import tqdm
 
 from wavemamba import BackendUnavailable, CheckpointError, ConfigError, WavemambaError
 from wavemamba import training as wt
+from wavemamba.commands.parser import RecipeParser, number
+from wavemamba.data import ImageFolder, PictureView
 from wavemamba.errors import DataError
+from wavemamba.files import write_atomically
+from wavemamba.seeds import derive_seed
 
 Features = dict[str, Tensor]
 LEAST = 10  # images a side: the inception score is a mean over ten parts
@@ -81,22 +85,22 @@ class Inception(nn.Module):
         return {"pool": pool, "spatial": self._spatial, "logits": logits}
 
 
-def build_parser() -> wt.RecipeParser:
+def build_parser() -> RecipeParser:
     """The options."""
-    parser = wt.RecipeParser(description=__doc__)
+    parser = RecipeParser(description=__doc__)
     add = parser.add_argument
     add("--samples", help="folder of images to judge")
     add("--model", help="or: folder of a saved model to sample from")
     add("--reference", required=True, help="folder of images, or statistics file (.npz)")
     add("--out", required=True, help="the scores, a JSON file")
-    add("--count", type=wt.number(int, LEAST), help="images to judge (default: all of a folder, 50000 of a model)")
+    add("--count", type=number(int, LEAST), help="images to judge (default: all of a folder, 50000 of a model)")
     add(
         "--image-size",
-        type=wt.number(int, 1),
+        type=number(int, 1),
         default=256,
         help="side that images of folders are scaled and cropped to",
     )
-    add("--batch-size", type=wt.number(int, 1), default=64, help="images at once in one process")
+    add("--batch-size", type=number(int, 1), default=64, help="images at once in one process")
     add("--seed", type=int, default=0, help="of the noise of a model's samples")
     add("--inception", help="file with torch-fidelity's Inception weights, where there is no network")
     add("--save-reference", help="write the reference's statistics and features to this .npz file")
@@ -150,7 +154,7 @@ class Evaluation:
 
     def of_folder(self, folder: str, count: int | None, title: str) -> tuple[Features, dict]:
         """Features of the images of a folder, and what they depend on."""
-        source = wt.ImageFolder(folder, wt.PictureView(size=self.args.image_size, reduce=None), labels="none")
+        source = ImageFolder(folder, PictureView(size=self.args.image_size, reduce=None), labels="none")
         total = len(source) if count is None else count
         least = max(LEAST, total, self.accelerator.num_processes)
         if len(source) < least or total < LEAST:
@@ -167,7 +171,7 @@ class Evaluation:
 
         def batches() -> Iterator[tuple[list[int], Tensor]]:
             for some in self.mine(count):
-                seeds = [wt.derive_seed(args.seed, "sample", i) for i in some]
+                seeds = [derive_seed(args.seed, "sample", i) for i in some]
                 images, info = sampler.draw([i % len(sampler.classes) for i in some], seeds)
                 nfe.append(info.nfe)
                 yield some, images
@@ -232,7 +236,7 @@ class Evaluation:
         if self.args.save_reference and self.accelerator.is_main_process:
             buffer = io.BytesIO()
             np.savez(buffer, **stats, **({} if pool is None else {"pool": pool.numpy()}))
-            wt.write_atomically(self.args.save_reference, buffer.getvalue())
+            write_atomically(self.args.save_reference, buffer.getvalue())
         return {**scores, "samples": samples, "reference": reference, "features": self.extractor.description,
                 "inception_score_splits": 10, "torch": torch.__version__, "device": str(self.device)}  # fmt: skip
 
@@ -254,7 +258,7 @@ def main(arguments: list[str] | None = None, extractor: nn.Module | None = None)
         evaluation = Evaluation(args, extractor)
         scores = evaluation.scores()
         if evaluation.accelerator.is_main_process:
-            wt.write_atomically(args.out, (json.dumps(scores, indent=1) + "\n").encode())
+            write_atomically(args.out, (json.dumps(scores, indent=1) + "\n").encode())
             shown = ("fid", "sfid", "inception_score_mean", "precision", "recall")
             print(f"{args.out}: " + ", ".join(f"{name} {scores[name]:.4f}" for name in shown if name in scores))
         evaluation.accelerator.end_training()

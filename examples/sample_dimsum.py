@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from wavemamba import CheckpointError, DiMSUM, WavemambaError
 from wavemamba import training as wt
+from wavemamba.commands.parser import RecipeParser, device, number
 from wavemamba.diffusion import (
     ODE_SOLVERS,
     SCHEDULES,
@@ -35,6 +36,8 @@ from wavemamba.diffusion import (
     sample_ode,
 )
 from wavemamba.errors import ConfigError
+from wavemamba.files import write_atomically
+from wavemamba.seeds import derive_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -127,7 +130,7 @@ class Sampler:
         with tqdm(total=len(labels), desc=title, unit="image", disable=not sys.stderr.isatty()) as bar:
             for start in range(0, len(labels), size):
                 part = labels[start : start + size]
-                seeds = [wt.derive_seed(seed, "sample", i) for i in range(start, start + len(part))]
+                seeds = [derive_seed(seed, "sample", i) for i in range(start, start + len(part))]
                 drawn, info = self.draw(part, seeds)
                 calls = calls or info.nfe
                 images.append(drawn)
@@ -148,12 +151,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     d = SamplingOptions()
     add = parser.add_argument_group("sampling").add_argument
     add("--solver", choices=sorted(ODE_SOLVERS), default=d.solver, help="of the probability flow")
-    add("--steps", type=wt.number(int, 1), default=d.steps, help="of a fixed-step solver; Heun calls the model twice")
-    add("--atol", type=wt.number(float, 0), default=d.atol, help="absolute tolerance of an adaptive solver")
-    add("--rtol", type=wt.number(float, 0), default=d.rtol, help="relative tolerance of an adaptive solver")
+    add("--steps", type=number(int, 1), default=d.steps, help="of a fixed-step solver; Heun calls the model twice")
+    add("--atol", type=number(float, 0), default=d.atol, help="absolute tolerance of an adaptive solver")
+    add("--rtol", type=number(float, 0), default=d.rtol, help="relative tolerance of an adaptive solver")
     add("--step-control", choices=STEP_CONTROLS,
         help="who shares the steps of an adaptive solver (default: sample with dopri5 and bosh3)")  # fmt: skip
-    add("--guidance", type=wt.number(float, 0), default=d.guidance, help="classifier-free guidance; 1: none")
+    add("--guidance", type=number(float, 0), default=d.guidance, help="classifier-free guidance; 1: none")
     add("--guidance-schedule", choices=SCHEDULES, default=d.guidance_schedule, help="over time")
     add("--guidance-interval", type=float, nargs=2, default=d.guidance_interval, metavar=("FROM", "TO"),
         help="times in which guidance acts, 0 noise, 1 data")  # fmt: skip
@@ -198,18 +201,18 @@ def class_numbers(wanted: Sequence[str] | None, classes: Sequence[str]) -> list[
     return numbers
 
 
-def build_parser() -> wt.RecipeParser:
+def build_parser() -> RecipeParser:
     """The options."""
-    parser = wt.RecipeParser(description=__doc__)
+    parser = RecipeParser(description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="folder with model.safetensors and config.json")
     add("--out", default="samples.png", help="the labelled grid")
     add("--classes", nargs="+", help="names or numbers (default: all, at most the first 16)")
-    add("--per-class", type=wt.number(int, 1), default=8, help="samples of each class, a row of the grid")
+    add("--per-class", type=number(int, 1), default=8, help="samples of each class, a row of the grid")
     add("--seed", type=int, default=0, help="of the noise")
-    add("--batch-size", type=wt.number(int, 1), default=128, help="samples made at once; does not change them")
-    add("--device", type=wt.device, default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
-    add("--tile", type=wt.number(int, 1), default=32, help="least side of an image in the grid")
+    add("--batch-size", type=number(int, 1), default=128, help="samples made at once; does not change them")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
+    add("--tile", type=number(int, 1), default=32, help="least side of an image in the grid")
     add("--npz", help="also write images (n, h, w, c) uint8 and labels (n,) to this .npz file")
     add("--png-folder", help="also write every image as a PNG file here, a sub-folder for each class")
     add_sampling_options(parser)
@@ -243,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
         wt.image_grid(images, args.per_class, row_labels=names, tile=args.tile).save(out, optimize=True)
         about = {**sampler.describe(), "nfe": calls, "seed": args.seed, "model": args.model, "classes": names,
                  "per_class": args.per_class}  # fmt: skip
-        wt.write_atomically(out.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+        write_atomically(out.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
         if args.npz:
             import numpy as np
 

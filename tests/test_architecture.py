@@ -19,6 +19,8 @@ FLOORS = (
     ("blocks",),
     ("models", "diffusion", "data"),
     ("training", "integrations"),
+    ("commands",),
+    ("train",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 KERNEL_PACKAGES = ("numba", "triton", "mamba_ssm", "causal_conv1d")

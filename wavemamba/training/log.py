@@ -6,64 +6,50 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from wavemamba.errors import BackendUnavailable
 from wavemamba.files import write_atomically
+from wavemamba.training.writing import writing
 
 LOG_FILE = "log.jsonl"
+SETTINGS_FILE = "settings.json"
 
 
 class RunLog:
-    """Scalars in `log.jsonl`, pictures in `samples/`, and both in `tensorboard/` where asked for.
+    """Scalars in `log.jsonl`, a line a record; the same lines whether a run was interrupted or not.
 
     Args:
         folder: of the run.
-        tensorboard: also write for TensorBoard.
         enabled: whether this process writes at all; of many, one should.
-
-    Raises:
-        BackendUnavailable: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: str | Path, *, tensorboard: bool = False, enabled: bool = True) -> None:
+    def __init__(self, folder: str | Path, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self.folder = Path(folder)
         self.path = self.folder / LOG_FILE
-        self._board: Any = None
-        self._board_type: Any = _summary_writer() if tensorboard and enabled else None
 
     def start(self, step: int, settings: dict[str, Any]) -> None:
-        """Begin, or go on after `step`: records of later steps, which are now taken again, are dropped."""
+        """Begin, or go on after `step`: records of later steps, which are now taken again, are dropped.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
         if not self.enabled:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
-        write_atomically(self.path, "".join(kept).encode())
-        write_atomically(self.folder / "settings.json", json.dumps(settings, indent=1).encode())
-        if self._board_type is not None:
-            self._board = self._board_type(str(self.folder / "tensorboard"), purge_step=step + 1)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            kept = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
+            write_atomically(self.path, "".join(kept).encode())
+            write_atomically(self.folder / SETTINGS_FILE, json.dumps(settings, indent=1).encode())
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of one step."""
-        if not self.enabled:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        """Record the values of one step.
 
-    def picture(self, step: int, image: Image.Image) -> None:
-        """Save a picture of one step."""
+        Raises:
+            CheckpointError: the disk is full.
+        """
         if not self.enabled:
             return
-        path = self.folder / "samples" / f"step-{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image.save(path, optimize=True)
-        if self._board is not None:
-            self._board.add_image("samples", np.asarray(image), step, dataformats="HWC")
+        with writing(self.folder), self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -77,16 +63,6 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 def _record(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"tensorboard: expected it to be installed ({error}); pip install 'wavemamba[train]'"
-        ) from error
-    return SummaryWriter

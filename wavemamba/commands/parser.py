@@ -22,7 +22,8 @@ class RecipeParser(argparse.ArgumentParser):
 
     The file maps option names (`batch-size` or `batch_size`) to values; what the command line says wins. Its values
     go through the same types and choices as the command line's. A mapping becomes `name=value` words, `false` becomes
-    `--no-name`. Options are never abbreviated: a misspelt one is an error which names the nearest.
+    `--no-name`, `null` stands for "not given". Options are never abbreviated: a misspelt one is an error which names
+    the nearest.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -54,7 +55,7 @@ class RecipeParser(argparse.ArgumentParser):
 
         try:
             entries = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: expected a readable YAML recipe ({error})") from error
         if not isinstance(entries, dict):
             raise ConfigError(f"{path}: expected a mapping of option names to values, got {type(entries).__name__}")
@@ -66,6 +67,8 @@ class RecipeParser(argparse.ArgumentParser):
         }
         words = []
         for key, value in entries.items():
+            if value is None:
+                continue  # "null" in YAML: not given
             name = str(key).replace("_", "-")
             if name not in options:
                 nearest = nearest_names(name, options)
@@ -81,7 +84,7 @@ def _as_words(name: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"--{name}", *(f"{key}={item}" for key, item in value.items())]
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
+        return [f"--{name}", *map(str, value)] if value else []
     return [f"--{name}={value}"]
 
 

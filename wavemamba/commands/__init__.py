@@ -1,0 +1,1 @@
+"""The commands that installed users have: `python -m wavemamba.train`, and so on."""
