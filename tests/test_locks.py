@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from wavemamba.errors import ConfigError
-from wavemamba.training import FolderLock
+from wavemamba.locks import FolderLock
 
 # Without importing torch: what another job does, and a child of it that lives on for a while.
 HOLDER = """

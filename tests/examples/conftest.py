@@ -110,7 +110,7 @@ def autoencoder(tmp_path_factory):
 @pytest.fixture
 def latents(tmp_path):
     """A folder of random latents, 12 of them: `latents(classes)`."""
-    from wavemamba.training import LatentShardWriter
+    from wavemamba.data import LatentShardWriter
 
     def write(classes):
         folder = tmp_path / "latents"

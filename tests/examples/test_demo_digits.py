@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from wavemamba import DiMSUM
-from wavemamba.training import Digits
+from wavemamba.data import Digits
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import torch
 from examples.tiny_runs import SmallFeatures
 from PIL import Image
 
-from wavemamba.training import Digits, LatentShards, derive_seed, to_uint8
+from wavemamba.data import Digits, LatentShards
+from wavemamba.seeds import derive_seed
+from wavemamba.training import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,8 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
     assert encode_latents.main(options) == 0
     assert "1 shards encoded now" in capsys.readouterr().out
 
+    from wavemamba.data import ImageFolder, PictureView
     from wavemamba.diffusion import Autoencoder
-    from wavemamba.training import ImageFolder, PictureView
 
     mean = (
         Autoencoder.from_pretrained(autoencoder)

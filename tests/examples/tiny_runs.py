@@ -59,18 +59,19 @@ def shard_on_the_cpu():
 def train_sharded(folder):
     """Train with FSDP2; damage the last checkpoint; go on from the one before; whether both ends are the same."""
     import train_dimsum
+    from accelerate import Accelerator
     from torch.distributed.fsdp import FSDPModule
 
     shard_on_the_cpu()
     sharded = []
-    prepare = train_dimsum.Accelerator.prepare
+    prepare = Accelerator.prepare
 
     def watched(self, *objects):
         prepared = prepare(self, *objects)
         sharded.append(isinstance(prepared[0], FSDPModule))
         return prepared
 
-    train_dimsum.Accelerator.prepare = watched
+    Accelerator.prepare = watched
     out = folder / "sharded"
     options = train_options(out, "class_dropout=0.2", "drop_path_rate=0.1")
     ends = []
@@ -81,7 +82,8 @@ def train_sharded(folder):
         ends.append((out / "model" / "model.safetensors").read_bytes())
         torch.distributed.barrier()
         if torch.distributed.get_rank() == 0 and len(ends) == 1:
-            os.truncate(out / "checkpoints" / "step-00000008" / "state.pt", 1000)
+            damaged = sorted((out / "checkpoints" / "step-00000008" / "shards").iterdir())[1]
+            os.truncate(damaged, damaged.stat().st_size - 1)
         torch.distributed.barrier()
     return ends[0] == ends[1] and (out / "checkpoints" / "damaged-00000008").is_dir()
 

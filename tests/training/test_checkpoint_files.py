@@ -13,15 +13,9 @@ import pytest
 import torch
 
 from wavemamba.errors import CheckpointError
-from wavemamba.training import (
-    Checkpoints,
-    DamagedCheckpointWarning,
-    random_state,
-    read_checkpoint,
-    restore_random_state,
-    seed_everything,
-    write_atomically,
-)
+from wavemamba.files import write_atomically
+from wavemamba.training import Checkpoints, DamagedCheckpointWarning, read_checkpoint
+from wavemamba.training.randomness import random_state, restore_random_state, seed_everything
 
 
 def state(step, size=1000):
@@ -123,7 +117,8 @@ def test_a_hostile_file_does_not_run(tmp_path):
     folder.mkdir()
     data = pickle.dumps(Bomb())
     (folder / "state.pt").write_bytes(data)
-    manifest = {"step": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files = {"state.pt": [len(data), hashlib.sha256(data).hexdigest()]}
+    manifest = {"format": "wavemamba training checkpoint", "step": 1, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         read_checkpoint(folder)
@@ -136,7 +131,9 @@ def test_a_full_disk_is_an_error_and_the_last_good_one_stays(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"could not be written \(.*File too large.*step-00000001"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written \(.*File too large.*step-00000001.*MiB are free"
+        ):
             checkpoints.save(2, state(2, size=100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -341,7 +341,7 @@ class TrainingLoop(ABC):
                     **self.settings(),
                     "autoencoder": self.config.autoencoder,
                     "weights": "ema",
-                    "ema": float(name),
+                    "decay": float(name),
                 }
                 with writing(self.out):
                     self.export(model, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def read_shards(folder: Path, targets: dict[str, Tensor] | None = None) -> dict[
         if wrong:
             raise CheckpointError(f"{folder}: expected the tensors of this model, got others: {', '.join(wrong[:5])}")
         sharded = any(isinstance(tensor, DTensor) for tensor in targets.values())
-        load(targets, storage_reader=reader, no_dist=not sharded)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant here
+            load(targets, storage_reader=reader, no_dist=not sharded)
     except CheckpointException as error:
         raise CheckpointError(f"{folder}: expected readable shards, got: {_first_cause(error)}") from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -36,9 +36,7 @@ class Trainer(TrainingLoop):
         callbacks: told before the trainer's own: progress bar, sample grids, trackers.
     """
 
-    def __init__(
-        self, config: TrainConfig, *, data: Source | None = None, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, data: Source | None = None, callbacks: Sequence[Callback] = ()) -> None:
         trackers = Trackers(config.trackers)
         grids = SampleGrids(
             config.sample_every,
