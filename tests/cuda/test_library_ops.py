@@ -1,7 +1,5 @@
 """The Triton kernels as torch.library ops: compile, export, autocast, checkpointing, function transforms, graphs."""
 
-import importlib
-
 import pytest
 import torch
 from support import relative_error, scan_inputs
@@ -9,10 +7,9 @@ from torch.utils.checkpoint import checkpoint
 
 from wavemamba.errors import WavemambaError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map, use_backend
-
-scan_op = importlib.import_module("wavemamba.ops.selective_scan.triton")
-conv_op = importlib.import_module("wavemamba.ops.causal_conv1d.triton")
-haar_op = importlib.import_module("wavemamba.ops.haar.triton")
+from wavemamba.ops.causal_conv1d.op import conv
+from wavemamba.ops.haar.op import haar_map
+from wavemamba.ops.selective_scan.op import scan
 
 
 class Block(torch.nn.Module):
@@ -30,7 +27,7 @@ class Block(torch.nn.Module):
         with use_backend("triton"):
             y = causal_conv1d(x, self.weight, activation="silu", order=self.order)
             y = selective_scan(y, y, self.rate, y[..., :2], y[..., 2:], z=x, delta_softplus=True, order=self.order)
-            return to_haar_map(y.unflatten(1, (2, 4)), 1, "mosaic", order=self.order)
+            return to_haar_map(y.unflatten(1, (2, 4)), 1, "mosaic")
 
 
 def gradients(module, x, function=None):
@@ -115,12 +112,12 @@ def test_registrations(device):
     inputs = {k: v.float().to(device).requires_grad_() for k, v in scan_inputs(**sizes).items()}
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     order = torch.randperm(3).to(device)
-    arguments = (*(inputs[k] for k in names), True, inputs["initial_state"], order, True)
-    torch.library.opcheck(scan_op._scan_op, arguments)
+    arguments = (*(inputs[k] for k in names), True, inputs["initial_state"], order, True, "triton")
+    torch.library.opcheck(scan.op, arguments)
     x, weight = torch.randn(1, 3, 6, device=device, requires_grad=True), torch.randn(6, 2, device=device)
-    torch.library.opcheck(conv_op._conv_op, (x, weight, None, True, None, order))
+    torch.library.opcheck(conv.op, (x, weight, None, True, None, order, "triton"))
     image = torch.randn(1, 2, 4, 4, device=device, requires_grad=True)
-    torch.library.opcheck(haar_op._haar_map_op, (image, 1, "channel", None, 0.5, False))
+    torch.library.opcheck(haar_map.op, (image, 1, "channel", 0.5, False, "triton"))
 
 
 @pytest.mark.cuda

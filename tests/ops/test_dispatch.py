@@ -4,7 +4,7 @@ from support import scan_inputs
 
 from wavemamba import BackendUnavailable, ShapeError, ops
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Backend, Case, resolve
+from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
 from wavemamba.ops.selective_scan import BACKENDS, selective_scan
 
 
@@ -16,19 +16,18 @@ def scan(**changes):
 def test_argument_beats_use_backend_beats_environment(monkeypatch):
     seen = []
     table = tuple(
-        Backend(name, lambda case: None, lambda name=name: seen.append(name) or (lambda: None))
-        for name in ("numba", "torch", "reference")
+        Backend(name, runs_everything, lambda name=name: seen.append(name)) for name in ("numba", "torch", "reference")
     )
-    case = Case("op", "cpu", torch.float32, False, 1)
-    resolve(table, case)
+    case = Case("op", "cpu", torch.float32)
+    resolve(table, case)()
     monkeypatch.setenv("WAVEMAMBA_BACKEND", "torch")
-    resolve(table, case)
+    resolve(table, case)()
     with ops.use_backend("reference"):
-        resolve(table, case)
+        resolve(table, case)()
         with ops.use_backend("numba"):
-            resolve(table, case)
-        resolve(table, case, "torch")
-    resolve(table, case)
+            resolve(table, case)()
+        resolve(table, case, "torch")()
+    resolve(table, case)()
     assert seen == ["numba", "torch", "reference", "numba", "torch", "torch"]
 
 
@@ -41,10 +40,12 @@ def test_named_backend_that_cannot_run_raises_with_the_reason():
 
 def test_an_outdated_triton_is_named(monkeypatch):
     pytest.importorskip("triton")
-    case = Case("op", "cuda", torch.float32, False, 1)
-    monkeypatch.setattr("triton.__version__", "3.2.0")
+    case = Case("op", "cuda", torch.float32)
+    monkeypatch.setattr(availability, "version", lambda package: "3.2.0")
+    monkeypatch.setattr(availability, "TRITON_VERSION", availability._triton_version())
     assert "Triton 3.3" in availability.triton(case)
-    monkeypatch.setattr("triton.__version__", "3.10.0+git1234")
+    monkeypatch.setattr(availability, "version", lambda package: "3.10.0+git1234")
+    monkeypatch.setattr(availability, "TRITON_VERSION", availability._triton_version())
     assert availability.triton(case) is None
 
 
@@ -61,9 +62,9 @@ def test_misspelt_backend_raises(monkeypatch):
 def test_automatic_fallback_on_a_gpu_warns_once():
     table = (
         Backend("triton", lambda case: "not here", lambda: None),
-        Backend("torch", lambda case: None, lambda: lambda: None, slow_on_gpu=True),
+        Backend("torch", runs_everything, lambda: None, slow_on_gpu=True),
     )
-    case = Case("an op of this test", "cuda", torch.float32, False, 1)
+    case = Case("an op of this test", "cuda", torch.float32)
     with pytest.warns(ops.SlowBackendWarning, match="not here"):
         resolve(table, case)
     resolve(table, case)  # a second warning would be an error

@@ -4,7 +4,6 @@ The stand-ins have the signatures of those packages, insist on what their kernel
 definition. tests/cuda runs the packages themselves where they are installed.
 """
 
-import importlib
 import sys
 import types
 
@@ -14,8 +13,12 @@ from support import relative_error, scan_inputs
 
 from wavemamba.errors import BackendUnavailable
 from wavemamba.ops import causal_conv1d, selective_scan
-from wavemamba.ops.causal_conv1d import BACKENDS as CONV_BACKENDS
-from wavemamba.ops.selective_scan import BACKENDS as SCAN_BACKENDS
+from wavemamba.ops.causal_conv1d import mamba_ssm as conv_backend
+from wavemamba.ops.causal_conv1d.op import ConvInputs
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.selective_scan import mamba_ssm as scan_backend
+from wavemamba.ops.selective_scan.op import ScanInputs
 
 
 def selective_scan_fn(
@@ -66,10 +69,7 @@ def scan(monkeypatch):
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    name = "wavemamba.ops.selective_scan.mamba_ssm"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).run
-    del sys.modules[name]
+    return lambda *values: scan_backend.run(ScanInputs(*values))
 
 
 @pytest.fixture
@@ -77,10 +77,7 @@ def conv(monkeypatch):
     package = types.ModuleType("causal_conv1d")
     package.causal_conv1d_fn = causal_conv1d_fn
     monkeypatch.setitem(sys.modules, "causal_conv1d", package)
-    name = "wavemamba.ops.causal_conv1d.mamba_ssm"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).run
-    del sys.modules[name]
+    return lambda *values: conv_backend.run(ConvInputs(*values))
 
 
 def float_inputs(**sizes):
@@ -121,16 +118,6 @@ def test_scan_brings_its_inputs_to_the_package_dtypes(scan):
     assert last.dtype == torch.float32
 
 
-def test_scan_says_what_the_package_cannot(scan):
-    inputs = float_inputs()
-    basic = [inputs[k] for k in ("u", "delta", "A", "B", "C")]
-    with pytest.raises(BackendUnavailable, match="initial state"):
-        scan(*basic, None, None, None, True, inputs["initial_state"], None)
-    many = [torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 300), *torch.zeros(2, 1, 1, 1, 300)]
-    with pytest.raises(BackendUnavailable, match="256 states, got 300"):
-        scan(*many, None, None, None, True, None, None)
-
-
 @pytest.mark.parametrize("with_order", [False, True])
 @pytest.mark.parametrize(("channels", "with_state"), [(16, False), (16, True), (5, False)])
 def test_convolution_and_its_gradients(conv, channels, with_state, with_order):
@@ -161,23 +148,44 @@ def test_convolution_of_half_a_projection(conv):
         torch.testing.assert_close(conv(x, weight, None, False, None, None), expected)
 
 
-def test_convolution_says_what_the_package_cannot(conv):
-    x = torch.zeros(1, 4, 5)
-    with pytest.raises(BackendUnavailable, match="widths 2, 3, 4, got 5"):
-        conv(x, torch.zeros(5, 5), None, False, None, None)
-    with pytest.raises(BackendUnavailable, match="multiples of 8"):
-        conv(x, torch.zeros(5, 4), None, False, torch.zeros(1, 3, 5), None)
+SCAN = {"refuses": scan_backend.refuses, "package": "mamba_ssm"}
+CONV = {"refuses": conv_backend.refuses, "package": "causal_conv1d"}
 
 
-@pytest.mark.parametrize("table", [SCAN_BACKENDS, CONV_BACKENDS])
-def test_the_package_is_no_choice_on_a_cpu(table):
-    (backend,) = (backend for backend in table if backend.name == "mamba_ssm")
+@pytest.mark.parametrize(
+    ("backend", "case", "reason"),
+    [
+        (SCAN, {}, None),
+        (SCAN, {"device": "cpu"}, "runs on a GPU"),
+        (SCAN, {"dtype": torch.float64}, "float64"),
+        (SCAN, {"features": ("initial_state",)}, "no initial state"),
+        (SCAN, {"sizes": {"states": 257}}, "at most 256 states"),
+        (CONV, {}, None),
+        (CONV, {"device": "cpu"}, "runs on a GPU"),
+        (CONV, {"sizes": {"width": 5, "channels": 8}}, "widths 2, 3 and 4"),
+        (CONV, {"features": ("initial_state",), "sizes": {"width": 4, "channels": 5}}, "multiples of 8"),
+    ],
+)
+def test_what_the_packages_cannot_do_is_said_before_they_run(monkeypatch, backend, case, reason):
+    everything = dict.fromkeys(availability.INSTALLED, True)
+    monkeypatch.setattr(availability, "INSTALLED", everything)
+    told = backend["refuses"](Case(**{"op": "op", "device": "cuda", "dtype": torch.float32, **case}))
+    assert told is None if reason is None else reason in told
+
+
+@pytest.mark.parametrize("backend", [SCAN, CONV])
+def test_a_package_without_its_compiled_part_is_no_choice(monkeypatch, backend):
+    case = Case("op", "cuda", torch.float32)
+    package = backend["package"]
+    monkeypatch.setattr(availability, "INSTALLED", dict.fromkeys(availability.INSTALLED, False))
+    assert f"{package} is not installed" in backend["refuses"](case)
+    monkeypatch.setitem(availability.INSTALLED, package, True)
+    assert "without its compiled part" in backend["refuses"](case)
+
+
+def test_a_refused_call_names_the_reason():
     x = torch.zeros(1, 4, 8)
-    call = (
-        (lambda: selective_scan(x, x, -torch.ones(8, 2), x[..., :2], x[..., :2], backend="mamba_ssm"))
-        if table is SCAN_BACKENDS
-        else (lambda: causal_conv1d(x, torch.ones(8, 2), backend="mamba_ssm"))
-    )
     with pytest.raises(BackendUnavailable, match="runs on a GPU"):
-        call()
-    assert backend.load is not None
+        selective_scan(x, x, -torch.ones(8, 2), x[..., :2], x[..., :2], backend="mamba_ssm")
+    with pytest.raises(BackendUnavailable, match="runs on a GPU"):
+        causal_conv1d(x, torch.ones(8, 2), backend="mamba_ssm")

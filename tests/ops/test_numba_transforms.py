@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from wavemamba import WavemambaError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
-from wavemamba.ops.causal_conv1d.numba import _conv_backward_op, _conv_op
-from wavemamba.ops.haar.numba import _haar_map_op
-from wavemamba.ops.selective_scan.numba import _scan_backward_op, _scan_op
+from wavemamba.ops.causal_conv1d.op import conv, conv_backward
+from wavemamba.ops.haar.op import haar_map
+from wavemamba.ops.selective_scan.op import scan, scan_backward
 
 LENGTH, WIDTH = 8, 20
 ORDER = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
@@ -24,7 +24,7 @@ def network(*values):
     inputs = dict(zip(NAMES, values, strict=True))
     inputs["u"] = causal_conv1d(inputs["u"], inputs["A"], inputs["D"], activation="silu", order=ORDER, backend="numba")
     y, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True, order=ORDER, backend="numba")
-    bands = to_haar_map(y.unflatten(1, (4, 2)), 1, "mosaic", order=ORDER, backend="numba")
+    bands = to_haar_map(y.unflatten(1, (4, 2)), 1, "mosaic", backend="numba")
     return bands.square().sum() + last.sin().sum()
 
 
@@ -136,27 +136,27 @@ def test_forward_mode_is_refused(function):
 
 def test_opcheck_of_the_scan():
     u, delta, A, B, C, D, z, bias, initial = (v.requires_grad_() for v in map(torch.clone, INPUTS.values()))
-    opcheck(_scan_op, (u, delta, A, B, C, D, z, bias, True, initial, ORDER, True))
-    opcheck(_scan_op, (u, delta, A, B, C, None, None, None, False, None, None, True))
+    opcheck(scan.op, (u, delta, A, B, C, D, z, bias, True, initial, ORDER, True, "numba"))
+    opcheck(scan.op, (u, delta, A, B, C, None, None, None, False, None, None, True, "numba"))
     with torch.no_grad():
         arguments = (u, delta, A, B, C, D, z, bias, True, initial, ORDER)
-        y, last, kept = _scan_op(*arguments, True)
-        opcheck(_scan_backward_op, (y, last, *arguments, kept))
-        opcheck(_scan_backward_op, (y, None, *arguments, kept[:0]))
+        y, last, kept = scan.op(*arguments, True, "numba")
+        opcheck(scan_backward.op, (y, last, kept, *arguments, "numba"))
+        opcheck(scan_backward.op, (y, None, kept[:0], *arguments, "numba"))
 
 
 def test_opcheck_of_the_convolution():
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 3), (3, 4), (3,)))
     state = torch.randn(2, 3, 3, requires_grad=True)
     order = torch.randperm(5)
-    opcheck(_conv_op, (x, weight, bias, True, state, order))
-    opcheck(_conv_op, (x, weight, None, False, None, None))
+    opcheck(conv.op, (x, weight, bias, True, state, order, "numba"))
+    opcheck(conv.op, (x, weight, None, False, None, None, "numba"))
     with torch.no_grad():
-        opcheck(_conv_backward_op, (x, x, weight, bias, True, state, order))
+        opcheck(conv_backward.op, (x, x, weight, bias, True, state, order, "numba"))
 
 
 def test_opcheck_of_the_haar_map():
     x = torch.randn(1, 4, 8, 3, requires_grad=True)
     for inverse in (False, True):
-        opcheck(_haar_map_op, (x, 2, "channel", torch.randperm(32), 0.25, inverse))
-    opcheck(_haar_map_op, (x, 1, "mosaic", None, 1.0, False))
+        opcheck(haar_map.op, (x, 2, "channel", 0.25, inverse, "numba"))
+    opcheck(haar_map.op, (x, 1, "mosaic", 1.0, False, "numba"))

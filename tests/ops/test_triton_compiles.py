@@ -8,11 +8,14 @@ import torch
 pytest.importorskip("triton", minversion="3.3")
 from triton_aot import compile_launch, disassemble, launches_of  # needs triton
 
+from wavemamba.ops.causal_conv1d.op import ConvInputs
+from wavemamba.ops.haar.op import HaarInputs
+from wavemamba.ops.selective_scan.op import ScanInputs
+
 scan = importlib.import_module("wavemamba.ops.selective_scan.triton")
 plan = importlib.import_module("wavemamba.ops.selective_scan.triton_plan")
 conv = importlib.import_module("wavemamba.ops.causal_conv1d.triton")
 haar = importlib.import_module("wavemamba.ops.haar.triton")
-runtime = importlib.import_module("wavemamba.ops.gpu.runtime")
 
 AMPERE, HOPPER = 80, 90
 CAPABILITIES = pytest.mark.parametrize("capability", [AMPERE, HOPPER])
@@ -31,9 +34,9 @@ def scan_call(dtype, batch=2, length=256, width=1024, state=16, with_order=True,
         D, z, bias = (empty(width, dtype=number), empty(*row), empty(width, dtype=number)) if parts else (None,) * 3
         first = empty(batch, width, state, dtype=number) if states else None
         order = torch.arange(length) if with_order else None
-        y, last, kept = scan._scan_op(u, delta, A, B, C, D, z, bias, parts, first, order, True)
-        dlast = last if states else None
-        scan._scan_backward_op(y, dlast, u, delta, A, B, C, D, z, bias, parts, first, order, kept)
+        inputs = ScanInputs(u, delta, A, B, C, D, z, bias, parts, first, order)
+        y, last, kept = scan.forward(inputs, True)
+        scan.backward(inputs, y, last if states else None, kept)
 
     return call
 
@@ -104,10 +107,10 @@ def test_compilation_depends_on_neither_batch_nor_length(monkeypatch):
 
 def test_offsets_beyond_32_bits_take_another_compilation(monkeypatch):
     u, A, B = (torch.empty(shape, device="meta") for shape in ((1, 2**21, 1024), (1024, 16), (1, 2**21, 1, 16)))
-    assert plan.Inputs(u, u, A, B, B, None, None, None, True, None).wide
+    assert plan.Plan(ScanInputs(u, u, A, B, B, None, None, None, True, None, None)).wide
     launches = scan_launches(monkeypatch, torch.bfloat16)
     assert not any(launch.constants["WIDE"] for launch in launches)
-    monkeypatch.setattr(plan.Inputs, "wide", True)
+    monkeypatch.setattr(plan.Plan, "wide", True)
     forward, backward = scan_launches(monkeypatch, torch.float32)
     assert backward.constants["WIDE"]
     compile_launch(forward, HOPPER)
@@ -120,8 +123,8 @@ def test_convolution(monkeypatch, capability, dtype):
     first, order = torch.empty(2, 3, 1024, dtype=dtype), torch.arange(256)
 
     def call():
-        y = conv._conv_op(x, weight, bias, True, first, order)
-        conv._conv_backward_op(y, x, weight, bias, True, first, order)
+        inputs = ConvInputs(x, weight, bias, True, first, order)
+        conv.backward(inputs, conv.forward(inputs))
 
     forward, backward = (compile_launch(launch, capability) for launch in launches_of(monkeypatch, (conv,), call))
     assert forward.spilled == backward.spilled == 0
@@ -134,10 +137,10 @@ def test_convolution(monkeypatch, capability, dtype):
     [(HOPPER, "mosaic", False), (HOPPER, "mosaic", True), (HOPPER, "channel", False), (AMPERE, "channel", True)],
 )
 def test_haar_map(monkeypatch, capability, layout, inverse):
-    x, order = torch.empty(2, 16, 16, 512, dtype=torch.bfloat16), torch.arange(256)
-    launches = launches_of(monkeypatch, (haar, runtime), lambda: haar._haar_map_op(x, 2, layout, order, 0.25, inverse))
-    assert [launch.name for launch in launches] == ["invert", "haar_map"]
-    compiled = compile_launch(launches[1], capability)
+    inputs = HaarInputs(torch.empty(2, 16, 16, 512, dtype=torch.bfloat16), 2, layout, 0.25, inverse)
+    launches = launches_of(monkeypatch, (haar,), lambda: haar.forward(inputs))
+    assert [launch.name for launch in launches] == ["haar_map"]
+    compiled = compile_launch(launches[0], capability)
     assert compiled.spilled == 0
     if layout == "mosaic":
         assert compiled.shared == 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from wavemamba.errors import BackendUnavailable
-from wavemamba.ops.dispatch.backend import installed
+from wavemamba.ops.dispatch.availability import INSTALLED
+from wavemamba.ops.dispatch.kernel_op import kernels
 
 _OPS = ("selective_scan", "causal_conv1d", "haar")
 
@@ -19,7 +18,7 @@ def warm_up() -> None:
     Raises:
         BackendUnavailable: numba is not installed.
     """
-    if not installed("numba"):
+    if not INSTALLED["numba"]:
         raise BackendUnavailable("warm_up: expected numba, which is not installed; pip install numba")
     for op in _OPS:
-        import_module(f"wavemamba.ops.{op}.numba")
+        kernels(op, "numba")

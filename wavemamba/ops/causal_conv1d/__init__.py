@@ -1,64 +1,33 @@
 """Causal depthwise convolution: signature, checks, dispatch.
 
-Every backend implements one function:
-
-    run(x, weight, bias, silu, initial_state, order) -> y
+Every backend is one function, `run(ConvInputs) -> y`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import functools
+from typing import Literal
 
 from torch import Tensor
 
 from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
+from wavemamba.ops.causal_conv1d import mamba_ssm, op, reference, torch
+from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Backend, Case, any_requires_grad, resolve
-from wavemamba.ops.dispatch.loading import import_numba
+from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.scans import expect_permutation
 
 __all__ = ["BACKENDS", "causal_conv1d"]
 
 
-def _load_reference() -> Callable[..., Any]:
-    from wavemamba.ops.causal_conv1d.reference import run
-
-    return run
-
-
-def _load_torch() -> Callable[..., Any]:
-    from wavemamba.ops.causal_conv1d.torch import run
-
-    return run
-
-
-def _load_numba() -> Callable[..., Any]:
-    import_numba("causal_conv1d")
-    from wavemamba.ops.causal_conv1d.numba import run
-
-    return run
-
-
-def _load_triton() -> Callable[..., Any]:
-    from wavemamba.ops.causal_conv1d.triton import run
-
-    return run
-
-
-def _load_mamba_ssm() -> Callable[..., Any]:
-    from wavemamba.ops.causal_conv1d.mamba_ssm import run
-
-    return run
-
-
 BACKENDS: tuple[Backend, ...] = (
-    Backend("triton", availability.triton, _load_triton),
-    Backend("mamba_ssm", lambda case: availability.cuda_package(case, "causal_conv1d"), _load_mamba_ssm),
-    Backend("numba", availability.numba, _load_numba),
-    Backend("torch", lambda case: None, _load_torch, slow_on_gpu=True),
-    Backend("reference", lambda case: None, _load_reference, slow_on_gpu=True),
+    Backend("triton", availability.triton, functools.partial(op.run, "triton")),
+    Backend("mamba_ssm", mamba_ssm.refuses, mamba_ssm.run),
+    Backend("numba", availability.numba, functools.partial(op.run, "numba")),
+    Backend("torch", runs_everything, torch.run, slow_on_gpu=True),
+    Backend("reference", runs_everything, reference.run, slow_on_gpu=True),
 )
 
 
@@ -84,7 +53,7 @@ def causal_conv1d(
         bias: (E,).
         activation: None, or "silu" (also called "swish").
         initial_state: (B, width - 1, E), the inputs before the first step, oldest first; zero where absent.
-        order: (L,) int64, a permutation: step `l` reads and writes row `order[l]`.
+        order: (L,) int64 or int32, a permutation: step `l` reads and writes row `order[l]`.
         backend: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
 
     Returns:
@@ -106,22 +75,19 @@ def causal_conv1d(
         expect_shape("bias", bias, (channels,), "(E,)")
     if initial_state is not None:
         expect_shape("initial_state", initial_state, (batch, width - 1, channels), "(B, width - 1, E)")
-    if order is not None:
-        expect_shape("order", order, (length,), "(L,)")
     if activation not in (None, "silu", "swish"):
         raise ShapeError(f"activation: expected None, 'silu' or 'swish', got {activation!r}")
     expect_floating("x", x)
     expect_floating("weight", weight)
 
-    parts = {"initial_state": initial_state, "order": order}
+    order = None if order is None else expect_permutation(order, length)
+    inputs = ConvInputs(x, weight, bias, activation is not None, initial_state, order)
     case = Case(
         op="causal_conv1d",
         device=x.device.type,
-        dtype=widest_dtype(x, weight, bias, initial_state),
-        needs_grad=any_requires_grad(x, weight, bias, initial_state),
-        elements=x.numel(),
-        features=tuple(name for name, part in parts.items() if part is not None),
+        dtype=widest_dtype(*inputs.differentiable),
+        features=tuple(name for name in ("initial_state", "order") if getattr(inputs, name) is not None),
+        sizes={"width": width, "channels": channels},
     )
-    run = resolve(BACKENDS, case, backend)
-    y: Tensor = run(x, weight, bias, activation is not None, initial_state, order)
+    y: Tensor = resolve(BACKENDS, case, backend)(inputs)
     return y

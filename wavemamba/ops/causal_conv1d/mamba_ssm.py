@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from causal_conv1d import causal_conv1d_fn
 from torch import Tensor
 
-from wavemamba.errors import BackendUnavailable
-from wavemamba.scans import invert_permutation
+from wavemamba.ops.causal_conv1d.op import ConvInputs
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Case
+from wavemamba.scans.permutation import invert_permutation
 
 _WIDTHS = (2, 3, 4)
 _ALIGNMENT = 8
 """Elements that channels and strides of a channels-last input must be a multiple of."""
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> Tensor:
-    """Channels-last without a copy where the package can; see `wavemamba.ops.causal_conv1d` for the equation.
+def refuses(case: Case) -> str | None:
+    """What the package lacks or cannot do."""
+    if case.sizes.get("width", 2) not in _WIDTHS:
+        return "causal-conv1d's kernel takes widths 2, 3 and 4"
+    if "initial_state" in case.features and case.sizes.get("channels", 0) % _ALIGNMENT:
+        return f"causal-conv1d's kernel takes an initial state with channels in multiples of {_ALIGNMENT}"
+    return availability.cuda_package(case, "causal_conv1d")
 
-    Raises:
-        BackendUnavailable: the width is not 2, 3 or 4, or there is an initial state and E is not a multiple of 8.
+
+def run(inputs: ConvInputs) -> Tensor:
+    """Channels-last without a copy where the package can; see `wavemamba.ops.causal_conv1d` for the equation.
 
     Source: the interface of causal-conv1d 1.4, `causal_conv1d/causal_conv1d_interface.py`.
     """
-    width, channels = weight.shape[1], x.shape[2]
-    if width not in _WIDTHS:
-        raise BackendUnavailable(f"causal_conv1d: the package takes widths 2, 3, 4, got {width}; name another backend")
-    if initial_state is not None and channels % _ALIGNMENT:
-        raise BackendUnavailable(
-            f"causal_conv1d: with an initial state the package takes channels in multiples of {_ALIGNMENT}, "
-            f"got {channels}; name another backend"
-        )
+    from causal_conv1d import causal_conv1d_fn
+
+    x, weight, bias, silu, initial_state, order = inputs
     if order is not None:
         x = x.index_select(1, order)
-    if channels % _ALIGNMENT:
+    if x.shape[2] % _ALIGNMENT:
         sequence = x.transpose(1, 2).contiguous()
     else:
         dense = x.stride(2) == 1 and x.stride(0) % _ALIGNMENT == 0 and x.stride(1) % _ALIGNMENT == 0

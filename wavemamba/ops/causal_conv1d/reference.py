@@ -7,17 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.causal_conv1d.op import ConvInputs
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> Tensor:
+def run(inputs: ConvInputs) -> Tensor:
     """One step at a time; see `wavemamba.ops.causal_conv1d` for the equation and shapes."""
+    x, weight, bias, silu, initial_state, order = inputs
     batch, length, channels = x.shape
     width = weight.shape[1]
     dtype = accumulation_dtype(widest_dtype(x, weight))
@@ -26,13 +21,13 @@ def run(
         past = [x.new_zeros(batch, channels, dtype=dtype)] * (width - 1)
     else:
         past = list(initial_state.to(dtype).unbind(1))
-    inputs = past + [x[:, row].to(dtype) for row in steps]
+    seen = past + [x[:, row].to(dtype) for row in steps]
 
     rows: list[Tensor | None] = [None] * length
     for step, row in enumerate(steps):
         y_l = x.new_zeros(batch, channels, dtype=dtype)
         for tap in range(width):
-            y_l = y_l + weight[:, tap].to(dtype) * inputs[step + tap]
+            y_l = y_l + weight[:, tap].to(dtype) * seen[step + tap]
         if bias is not None:
             y_l = y_l + bias.to(dtype)
         rows[row] = F.silu(y_l) if silu else y_l

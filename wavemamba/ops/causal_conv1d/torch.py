@@ -7,18 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.scans import invert_permutation
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    silu: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> Tensor:
+def run(inputs: ConvInputs) -> Tensor:
     """All steps at once; see `wavemamba.ops.causal_conv1d` for the equation and shapes."""
+    x, weight, bias, silu, initial_state, order = inputs
     length, width = x.shape[1], weight.shape[1]
     dtype = accumulation_dtype(widest_dtype(x, weight))
     sequence = x.to(dtype) if order is None else x.to(dtype).index_select(1, order)

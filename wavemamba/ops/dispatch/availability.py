@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 
-from wavemamba.ops.dispatch.backend import Case, installed
+from wavemamba.ops.dispatch.backend import Case
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_TRITON = (3, 3)
 """The kernels carry tuples through unrolled loops, which older releases cannot compile. torch 2.7 brings this one."""
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _triton_version() -> tuple[int, ...]:
+    try:
+        return tuple(map(int, version("triton").split(".")[:2]))
+    except PackageNotFoundError:  # a build under another name, such as AMD's: new enough
+        return OLDEST_TRITON
+
+
+# Looked up once, without importing any: torch.compile reads plain values, and cannot look for packages itself.
+COMPILED_PART = {"mamba_ssm": "selective_scan_cuda", "causal_conv1d": "causal_conv1d_cuda"}
+"""The extension that does the work of a CUDA package; newer mamba-ssm can be installed without."""
+INSTALLED = {name: _is_installed(name) for name in ("numba", "triton", *COMPILED_PART, *COMPILED_PART.values())}
+TRITON_VERSION = _triton_version()
 
 
 def numba(case: Case) -> str | None:
@@ -19,9 +42,7 @@ def numba(case: Case) -> str | None:
         return f"runs on the CPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"computes in float32, so {case.dtype} goes to 'torch' or 'reference'"
-    if not installed("numba"):
-        return "numba is not installed"
-    return None
+    return None if INSTALLED["numba"] else "numba is not installed"
 
 
 def triton(case: Case) -> str | None:
@@ -30,18 +51,11 @@ def triton(case: Case) -> str | None:
         return f"runs on a GPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"computes in float32, so {case.dtype} goes to 'torch' or 'reference'"
-    if not installed("triton"):
+    if not INSTALLED["triton"]:
         return "triton is not installed"
-    if _triton_version() < OLDEST_TRITON:
+    if TRITON_VERSION < OLDEST_TRITON:
         return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, which comes with torch 2.7"
     return None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
-def _triton_version() -> tuple[int, ...]:
-    import triton
-
-    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def _interpreting(case: Case) -> bool:
@@ -55,6 +69,8 @@ def cuda_package(case: Case, module: str) -> str | None:
         return f"runs on a GPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"has no {case.dtype} kernel"
-    if not installed(module):
+    if not INSTALLED[module]:
         return f"{module} is not installed"
+    if not INSTALLED[COMPILED_PART[module]]:
+        return f"{module} is installed without its compiled part, {COMPILED_PART[module]}"
     return None

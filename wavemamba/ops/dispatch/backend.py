@@ -7,12 +7,13 @@ An op owns a table of `Backend` entries, fastest first. Its public function desc
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,15 +38,15 @@ class Case:
     """Device type: "cpu", "cuda", ..."""
     dtype: torch.dtype
     """The widest floating dtype among the arguments."""
-    needs_grad: bool
-    elements: int
-    """Elements of the largest argument."""
     features: tuple[str, ...] = ()
     """Optional parts in use that not every backend has, for example "initial_state" or "order"."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes that not every backend takes, for example "states"."""
 
     def __str__(self) -> str:
         uses = f" with {', '.join(self.features)}" if self.features else ""
-        return f"{self.op} on {self.device} in {self.dtype}, {self.elements:,} elements{uses}"
+        sizes = "".join(f", {name} {size}" for name, size in self.sizes.items())
+        return f"{self.op} on {self.device} in {self.dtype}{sizes}{uses}"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,13 @@ class Backend:
     name: str
     refuses: Callable[[Case], str | None]
     """Returns why this backend cannot run the case, or None where it can."""
-    load: Callable[[], Callable[..., Any]]
-    """Imports the implementation; the only heavy import."""
+    run: Callable[..., Any]
+    """Takes what every backend of the op takes; what is heavy to import, it imports when called."""
     slow_on_gpu: bool = False
+
+
+def runs_everything(case: Case) -> None:
+    """The `refuses` of a backend that can run every case."""
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -65,21 +70,24 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
-def installed(module: str) -> bool:
-    """Whether a top-level package can be found, without importing it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+_requested: ContextVar[str | None] = ContextVar("wavemamba_backend", default=None)
 
 
-_requested: list[str] = []  # a plain list: torch.compile guards on it, so a graph follows use_backend
+class _Traced(threading.local):
+    """What `_requested` holds, where `torch.compile` can read it: not every release traces a context variable.
+
+    A compiled graph guards on it, and so follows `use_backend`.
+    """
+
+    name: str | None = None
+
+
+_traced = _Traced()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the `with` block on one backend; process-wide, inner blocks win.
+    """Run every op inside the `with` block on one backend; other threads and tasks are not touched, inner blocks win.
 
     Args:
         name: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
@@ -88,11 +96,15 @@ def use_backend(name: str) -> Iterator[None]:
         BackendUnavailable: there is no backend of that name.
     """
     _check_name(name, "use_backend")
-    _requested.append(name)
+    outer = _traced.name
+    token = None if torch.compiler.is_compiling() else _requested.set(name)
+    _traced.name = name
     try:
         yield
     finally:
-        _requested.pop()
+        _traced.name = outer
+        if token is not None:
+            _requested.reset(token)
 
 
 def requested_backend(argument: str) -> str:
@@ -100,8 +112,9 @@ def requested_backend(argument: str) -> str:
     if argument != "auto":
         _check_name(argument, "backend")
         return argument
-    if _requested:
-        return _requested[-1]
+    requested = _traced.name if torch.compiler.is_compiling() else _requested.get()
+    if requested is not None:
+        return requested
     name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     if name != "auto":
         _check_name(name, ENVIRONMENT_VARIABLE)
@@ -132,7 +145,7 @@ def resolve(backends: Sequence[Backend], case: Case, argument: str = "auto") -> 
             if reason is None:
                 if wanted == "auto" and backend.slow_on_gpu and case.device != "cpu":
                     _warn_slow(case, backend.name, refusals)
-                return backend.load()
+                return backend.run
             refusals[backend.name] = reason
     raise BackendUnavailable(f"{wanted!r} cannot run {case}: {refusals or 'this op has no such backend'}")
 

@@ -43,7 +43,7 @@ def backends() -> tuple[BackendStatus, ...]:
     """
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return tuple(
-        BackendStatus(op, backend.name, device, backend.refuses(Case(op, device, torch.float32, False, 1)))
+        BackendStatus(op, backend.name, device, backend.refuses(Case(op, device, torch.float32)))
         for op, table in _TABLES.items()
         for device in devices
         for backend in table

@@ -34,11 +34,3 @@ def softplus(x):
     series = series * q + 2.0 / 3
     series = series * q + 2.0
     return tl.maximum(x, 0.0) + s * series
-
-
-@triton.jit
-def invert(order, inverse, length, BLOCK: tl.constexpr):
-    """The inverse of a permutation: inverse[order[l]] = l."""
-    step = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.load(order + step, mask=step < length, other=0)
-    tl.store(inverse + token, step, mask=step < length)

@@ -10,19 +10,11 @@ import triton
 from torch import Tensor
 
 from wavemamba.errors import ShapeError
-from wavemamba.ops.gpu.math import invert
 
 LAUNCH = {"enable_fp_fusion": True}
 """Options of every launch: a product and a sum may become one fused instruction, whatever the release's default."""
 
 _LARGEST_GRID = 2**31 - 1
-
-
-def invert_order(order: Tensor) -> Tensor:
-    """The inverse of a permutation in one launch: `inverse[order[l]] = l`, (L,) int64."""
-    inverse = torch.empty_like(order, memory_format=torch.contiguous_format)
-    launch(invert, -(-order.shape[0] // 1024), order, order.contiguous(), inverse, order.shape[0], BLOCK=1024)
-    return inverse
 
 
 def launch(kernel: Any, programs: int, device_of: Tensor, *arguments: Any, warps: int = 4, **constants: Any) -> None:

@@ -4,70 +4,47 @@ A packet transform splits *every* band again at each level, so that `levels` lev
 `2**levels` times smaller than the map. Band `k` has the base-4 digits `b1 b2 ...`, the coarsest split (made first)
 leading; digit 0 is LL, 1 LH, 2 HL, 3 HH.
 
-Every backend implements one linear map. With Q the orthonormal transform followed by the layout, and P the gather of
-rows by `order`,
+Every backend is one function, `run(HaarInputs) -> y`, and one linear map. With Q the orthonormal transform followed by
+the layout,
 
-    run(x, levels, layout, order, scale, inverse) -> y
-
-    inverse False: y = scale * P Q x,    inverse True: y = scale * Q^T P^T x
+    inverse False: y = scale * Q x,    inverse True: y = scale * Q^T x
 
 on (B, H, W, C) maps whose sides are divisible by 2**levels.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from wavemamba.checks import expect_floating, expect_levels, expect_shape
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Backend, Case, any_requires_grad, resolve
-from wavemamba.ops.dispatch.loading import import_numba
+from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.haar import op, reference, torch
+from wavemamba.ops.haar.op import HaarInputs
 
 __all__ = ["BACKENDS", "LAYOUTS", "Layout", "from_haar_map", "haar_analysis", "haar_synthesis", "to_haar_map"]
 
 Layout = Literal["channel", "interleaved", "mosaic"]
 LAYOUTS: tuple[Layout, ...] = ("channel", "interleaved", "mosaic")
-_DEEP = "more than 3 levels"
-
-
-def _load_reference() -> Callable[..., Any]:
-    from wavemamba.ops.haar.reference import run
-
-    return run
-
-
-def _load_torch() -> Callable[..., Any]:
-    from wavemamba.ops.haar.torch import run
-
-    return run
-
-
-def _load_numba() -> Callable[..., Any]:
-    import_numba("haar")
-    from wavemamba.ops.haar.numba import run
-
-    return run
-
-
-def _load_triton() -> Callable[..., Any]:
-    from wavemamba.ops.haar.triton import run
-
-    return run
+_DEEPEST = 3
+"""Levels that the kernels have room for."""
 
 
 def _shallow(refuses: Callable[[Case], str | None]) -> Callable[[Case], str | None]:
-    return lambda case: "has kernels for up to 3 levels" if _DEEP in case.features else refuses(case)
+    too_deep = f"has kernels for up to {_DEEPEST} levels"
+    return lambda case: too_deep if case.sizes.get("levels", 0) > _DEEPEST else refuses(case)
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("triton", _shallow(availability.triton), _load_triton),
-    Backend("numba", _shallow(availability.numba), _load_numba),
-    Backend("torch", lambda case: None, _load_torch),
-    Backend("reference", lambda case: None, _load_reference, slow_on_gpu=True),
+    Backend("triton", _shallow(availability.triton), functools.partial(op.run, "triton")),
+    Backend("numba", _shallow(availability.numba), functools.partial(op.run, "numba")),
+    Backend("torch", runs_everything, torch.run),
+    Backend("reference", runs_everything, reference.run, slow_on_gpu=True),
 )
 
 
@@ -89,7 +66,7 @@ def haar_analysis(x: Tensor, levels: int, *, backend: str = "auto") -> Tensor:
         ShapeError: a side is not divisible, or the rank is wrong.
     """
     side = _check(x, levels, "interleaved")
-    y = _run(x, levels, "interleaved", None, 1.0, False, backend)
+    y = _run(x, levels, "interleaved", 1.0, False, backend)
     return y.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3, 4)
 
 
@@ -112,12 +89,10 @@ def haar_synthesis(bands: Tensor, levels: int, *, backend: str = "auto") -> Tens
     expect_shape("bands", bands, (None, None, None, side * side, None), "(B, h, w, 4**levels, C)")
     expect_floating("bands", bands)
     grid = bands.unflatten(3, (side, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return _run(grid, levels, "interleaved", None, 1.0, True, backend)
+    return _run(grid, levels, "interleaved", 1.0, True, backend)
 
 
-def to_haar_map(
-    x: Tensor, levels: int, layout: Layout, *, order: Tensor | None = None, backend: str = "auto"
-) -> Tensor:
+def to_haar_map(x: Tensor, levels: int, layout: Layout, *, backend: str = "auto") -> Tensor:
     """Haar packet transform divided by 2**levels, its bands put back on an (H, W) grid.
 
     With `s = 2**levels` and band `k = s * p1 + p2` of channel `c` at coarse place `(h, w)`:
@@ -131,11 +106,10 @@ def to_haar_map(
         x: (B, H, W, C), floating; H and W divisible by 2**levels.
         levels: number of times that every band is split, >= 0.
         layout: "mosaic", "interleaved" or "channel".
-        order: (H * W,) int64, a permutation: row `l` of the result is token `order[l]` of the map.
         backend: "auto", "reference", "torch", "numba" or "triton".
 
     Returns:
-        (B, H, W, C) in the dtype of `x`; with `order` the H * W rows are its sequence.
+        (B, H, W, C) in the dtype of `x`.
 
     Raises:
         ShapeError: a side is not divisible, or the rank is wrong.
@@ -143,19 +117,17 @@ def to_haar_map(
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1 and figure 2.
     """
-    _check(x, levels, layout, order)
-    return _run(x, levels, layout, order, 0.5**levels, False, backend)
+    _check(x, levels, layout)
+    return _run(x, levels, layout, 0.5**levels, False, backend)
 
 
-def from_haar_map(
-    x: Tensor, levels: int, layout: Layout, *, order: Tensor | None = None, backend: str = "auto"
-) -> Tensor:
+def from_haar_map(x: Tensor, levels: int, layout: Layout, *, backend: str = "auto") -> Tensor:
     """Exact inverse of `to_haar_map`: the same arguments, the same shapes, the same errors."""
-    _check(x, levels, layout, order)
-    return _run(x, levels, layout, order, 2.0**levels, True, backend)
+    _check(x, levels, layout)
+    return _run(x, levels, layout, 2.0**levels, True, backend)
 
 
-def _check(x: Tensor, levels: int, layout: str, order: Tensor | None = None) -> int:
+def _check(x: Tensor, levels: int, layout: str) -> int:
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     expect_levels(levels)
@@ -167,21 +139,10 @@ def _check(x: Tensor, levels: int, layout: str, order: Tensor | None = None) -> 
         raise ShapeError(
             f"x: expected sides divisible by {side} for {levels} levels, got {(height, width)}; pad the map"
         )
-    if order is not None:
-        expect_shape("order", order, (height * width,), "(H * W,)")
     return int(side)
 
 
-def _run(
-    x: Tensor, levels: int, layout: Layout, order: Tensor | None, scale: float, inverse: bool, argument: str
-) -> Tensor:
-    case = Case(
-        op="haar_map",
-        device=x.device.type,
-        dtype=x.dtype,
-        needs_grad=any_requires_grad(x),
-        elements=x.numel(),
-        features=(_DEEP,) if levels > 3 else (),
-    )
-    y: Tensor = resolve(BACKENDS, case, argument)(x, levels, layout, order, scale, inverse)
+def _run(x: Tensor, levels: int, layout: Layout, scale: float, inverse: bool, argument: str) -> Tensor:
+    case = Case(op="haar_map", device=x.device.type, dtype=x.dtype, sizes={"levels": levels})
+    y: Tensor = resolve(BACKENDS, case, argument)(HaarInputs(x, levels, layout, scale, inverse))
     return y

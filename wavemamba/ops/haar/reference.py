@@ -7,12 +7,13 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.ops.haar.layout import arrange_bands, collect_bands
+from wavemamba.ops.haar.op import HaarInputs
 
 
 def packet_matrix(levels: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """The orthonormal transform of one cell: (4**levels bands, 2**levels rows, 2**levels columns)."""
     side = 2**levels
-    matrix = torch.empty(side * side, side, side, dtype=dtype)
+    matrix = torch.empty(side * side, side, side, dtype=dtype, device="cpu")
     for band in range(side * side):
         for row in range(side):
             for column in range(side):
@@ -28,20 +29,15 @@ def packet_matrix(levels: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return matrix
 
 
-def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def run(inputs: HaarInputs) -> Tensor:
     """One product with the cell matrix; see `wavemamba.ops.haar` for the map and shapes."""
+    x, levels, layout, scale, inverse = inputs
     side = 2**levels
     dtype = accumulation_dtype(x.dtype)
     matrix = scale * packet_matrix(levels, dtype).to(x.device)
     if inverse:
-        if order is not None:
-            rows = x.flatten(1, 2)
-            x = torch.zeros_like(rows).index_copy(1, order, rows).view_as(x)
         bands = collect_bands(x.to(dtype), side, layout)
         cells = torch.einsum("bhwkc,kpq->bhpwqc", bands, matrix)
         return cells.flatten(3, 4).flatten(1, 2).to(x.dtype)
     cells = x.to(dtype).unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    y = arrange_bands(torch.einsum("bhpwqc,kpq->bhwkc", cells, matrix), side, layout)
-    if order is not None:
-        y = y.flatten(1, 2).index_select(1, order).view_as(y)
-    return y.to(x.dtype)
+    return arrange_bands(torch.einsum("bhpwqc,kpq->bhwkc", cells, matrix), side, layout).to(x.dtype)

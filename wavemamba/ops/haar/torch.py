@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.ops.haar.layout import arrange_bands, collect_bands
-from wavemamba.scans import invert_permutation
+from wavemamba.ops.haar.op import HaarInputs
 
 
 def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -16,13 +16,12 @@ def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tens
     return (top + bottom) / 2, (top - bottom) / 2, (left + right) / 2, (left - right) / 2
 
 
-def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def run(inputs: HaarInputs) -> Tensor:
     """All cells at once; see `wavemamba.ops.haar` for the map and shapes."""
+    x, levels, layout, scale, inverse = inputs
     side = 2**levels
     y = x.to(accumulation_dtype(x.dtype)) * scale
     if inverse:
-        if order is not None:
-            y = y.flatten(1, 2).index_select(1, invert_permutation(order)).view_as(y)
         bands = collect_bands(y, side, layout)
         for _ in range(levels):
             ll, lh, hl, hh = bands.unflatten(3, (-1, 4)).unbind(4)
@@ -35,7 +34,4 @@ def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float,
         cells = bands.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         (a, b), (c, d) = (row.unbind(3) for row in cells.unbind(2))
         bands = torch.stack(_butterfly(a, b, c, d), dim=4).flatten(3, 4)
-    grid = arrange_bands(bands, side, layout)
-    if order is not None:
-        grid = grid.flatten(1, 2).index_select(1, order).view_as(grid)
-    return grid.to(x.dtype)
+    return arrange_bands(bands, side, layout).to(x.dtype)

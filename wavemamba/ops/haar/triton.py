@@ -1,17 +1,12 @@
-"""Haar packet map on a GPU: the Triton kernel as a `torch.library` op; its gradient is the op the other way round.
-
-Opaque to the compiler (`custom_op`), as the scan's are, and for the same reasons.
-"""
+"""Haar packet map on a GPU: what the Triton kernel is given."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.ops.dispatch.differentiable import Differentiable
-from wavemamba.ops.gpu.runtime import expect_indexable, invert_order, launch, tile_width
+from wavemamba.ops.gpu.runtime import expect_indexable, launch, tile_width
+from wavemamba.ops.haar.op import HaarInputs
 from wavemamba.ops.haar.triton_kernels import haar_map
 
 CHANNELS_PER_THREAD = {0: 8, 1: 8, 2: 4, 3: 1}
@@ -26,7 +21,9 @@ def _flat(x: Tensor) -> Tensor:
     return (x if dense and x.stride(1) == x.shape[2] * x.stride(2) else x.contiguous()).flatten(1, 2)
 
 
-def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
+def forward(inputs: HaarInputs) -> Tensor:
+    """All cells at once, in float32; see `wavemamba.ops.haar` for the map and shapes."""
+    x, levels, layout, scale, inverse = inputs
     batch, height, width, channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
@@ -43,7 +40,6 @@ def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None,
         x,
         rows,
         y,
-        None if order is None else invert_order(order),
         scale * 0.5**levels,
         length,
         width,
@@ -57,31 +53,4 @@ def _compute_haar_map(x: Tensor, levels: int, layout: str, order: Tensor | None,
         warps=warps,
         WIDE=length * max(rows.stride(1), channels) >= 2**31,
     )
-    return y
-
-
-_haar_map_op = torch.library.custom_op("wavemamba::haar_map_triton", _compute_haar_map, mutates_args=())
-
-
-@_haar_map_op.register_fake
-def _(x, levels, layout, order, scale, inverse):  # type: ignore[no-untyped-def]  # as above
-    return x.new_empty(x.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *ctx.linear_map, order, ctx.scale, ctx.inverse = inputs
-    ctx.save_for_backward(order)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    (order,) = ctx.saved_tensors
-    return _haar_map(dy, *ctx.linear_map, order, ctx.scale, not ctx.inverse), None, None, None, None, None
-
-
-_haar_map = Differentiable("haar_map", _compute_haar_map, _haar_map_op, _setup_context, _gradients)
-
-
-def run(x: Tensor, levels: int, layout: str, order: Tensor | None, scale: float, inverse: bool) -> Tensor:
-    """All cells at once, in float32; see `wavemamba.ops.haar` for the map and shapes."""
-    y: Tensor = _haar_map(x, levels, layout, order, scale, inverse)
     return y

@@ -1,12 +1,11 @@
 # mypy: ignore-errors
 # Triton's own language: no types, no unpacking inside tuples, no `and` between compile-time and run-time conditions.
-"""The Triton kernel of the Haar packet map: one read and one write, whatever the levels, layout and order.
+"""The Triton kernel of the Haar packet map: one read and one write, whatever the levels and layout.
 
 A program holds all pixels of one cell for a block of channels, splits (or merges) them in registers, and writes every
-value to its place on the other side. The map's rows are found through the inverse of the order. In the "channel" layout
-neighbouring channels of a band belong to different tokens: the block's channels are then numbered (channel of the
-token, token of the cell), and the compiler turns the block in shared memory so that both sides are read and written in
-runs.
+value to its place on the other side. In the "channel" layout neighbouring channels of a band belong to different
+tokens: the block's channels are then numbered (channel of the token, token of the cell), and the compiler turns the
+block in shared memory so that both sides are read and written in runs.
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ def _map_place(
     rows,
     channels,
     row_stride,
-    inverse_order,
     SIDE: tl.constexpr,
     LAYOUT: tl.constexpr,
     TURNED: tl.constexpr,
@@ -88,11 +86,7 @@ def _map_place(
         inside = flat % (SIDE * SIDE)
         token = (h * SIDE + inside // SIDE) * width + w * SIDE + inside % SIDE
         channel = flat // (SIDE * SIDE)
-    if inverse_order is not None:
-        row = tl.load(inverse_order + token)
-        row = row if WIDE else row.to(tl.int32)
-    else:
-        row = tl.cast(token, tl.int64) if WIDE else token
+    row = tl.cast(token, tl.int64) if WIDE else token
     return row * row_stride + channel
 
 
@@ -100,7 +94,6 @@ def _map_place(
 def haar_map(
     x,
     y,
-    inverse_order,
     factor,
     length,
     width,
@@ -139,9 +132,7 @@ def haar_map(
     v = ()
     if INVERSE:
         for k in tl.static_range(SIDE * SIDE):
-            place = _map_place(
-                k, h, w, c, turned, width, rows, channels, x_l, inverse_order, SIDE, LAYOUT, TURNED, WIDE
-            )
+            place = _map_place(k, h, w, c, turned, width, rows, channels, x_l, SIDE, LAYOUT, TURNED, WIDE)
             v = v + (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * factor,)
         for level in tl.static_range(LEVELS):
             v = _merge(v, 1 << (2 * (LEVELS - 1 - level)), 2 << level)
@@ -155,7 +146,5 @@ def haar_map(
         for level in tl.static_range(LEVELS):
             v = _split(v, 1 << (2 * level), SIDE >> level)
         for k in tl.static_range(SIDE * SIDE):
-            place = _map_place(
-                k, h, w, c, turned, width, rows, channels, channels, inverse_order, SIDE, LAYOUT, TURNED, WIDE
-            )
+            place = _map_place(k, h, w, c, turned, width, rows, channels, channels, SIDE, LAYOUT, TURNED, WIDE)
             tl.store(y + place, (v[k] * factor).to(y.dtype.element_ty), mask=mask)

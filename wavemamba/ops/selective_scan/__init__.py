@@ -1,14 +1,12 @@
 """Selective scan (Mamba-1): signature, checks, dispatch.
 
-Every backend implements one function, with `B` and `C` already in the grouped form:
-
-    run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order) -> (y, last_state)
+Every backend is one function, `run(ScanInputs) -> (y, last_state)`, `last_state` in the dtype of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, overload
+import functools
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -16,55 +14,20 @@ from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Backend, Case, any_requires_grad, resolve
-from wavemamba.ops.dispatch.loading import import_numba
+from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.selective_scan import mamba_ssm, op, reference, torch
+from wavemamba.ops.selective_scan.op import ScanInputs
+from wavemamba.scans import expect_permutation
 
 __all__ = ["BACKENDS", "selective_scan"]
 
 
-def _load_reference() -> Callable[..., Any]:
-    from wavemamba.ops.selective_scan.reference import run
-
-    return run
-
-
-def _load_torch() -> Callable[..., Any]:
-    from wavemamba.ops.selective_scan.torch import run
-
-    return run
-
-
-def _load_numba() -> Callable[..., Any]:
-    import_numba("selective_scan")
-    from wavemamba.ops.selective_scan.numba import run
-
-    return run
-
-
-def _load_triton() -> Callable[..., Any]:
-    from wavemamba.ops.selective_scan.triton import run
-
-    return run
-
-
-def _load_mamba_ssm() -> Callable[..., Any]:
-    from wavemamba.ops.selective_scan.mamba_ssm import run
-
-    return run
-
-
-def _mamba_ssm_refuses(case: Case) -> str | None:
-    if "initial_state" in case.features:
-        return "mamba-ssm's kernel takes no initial state"
-    return availability.cuda_package(case, "mamba_ssm")
-
-
 BACKENDS: tuple[Backend, ...] = (
-    Backend("triton", availability.triton, _load_triton),
-    Backend("mamba_ssm", _mamba_ssm_refuses, _load_mamba_ssm),
-    Backend("numba", availability.numba, _load_numba),
-    Backend("torch", lambda case: None, _load_torch, slow_on_gpu=True),
-    Backend("reference", lambda case: None, _load_reference, slow_on_gpu=True),
+    Backend("triton", availability.triton, functools.partial(op.run, "triton")),
+    Backend("mamba_ssm", mamba_ssm.refuses, mamba_ssm.run),
+    Backend("numba", availability.numba, functools.partial(op.run, "numba")),
+    Backend("torch", runs_everything, torch.run, slow_on_gpu=True),
+    Backend("reference", runs_everything, reference.run, slow_on_gpu=True),
 )
 
 
@@ -143,8 +106,8 @@ def selective_scan(
         delta_softplus: apply `log(1 + exp(.))` to the step size.
         initial_state: (B, E, N), the state before the first step; zero where absent.
         return_last_state: also return the state after the last step.
-        order: (L,) int64, a permutation: step `l` reads and writes row `order[l]` of `u, delta, B, C, z, y`. The
-            result equals gathering all of them by `order`, scanning, and scattering back, without those copies.
+        order: (L,) int64 or int32, a permutation: step `l` reads and writes row `order[l]` of `u, delta, B, C, z, y`.
+            The result equals gathering all of them by `order`, scanning, and scattering back, without those copies.
         backend: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
 
     Returns:
@@ -157,23 +120,19 @@ def selective_scan(
 
     Source: Gu and Dao, "Mamba", 2023, equations 2 and 3 and algorithm 2.
     """
-    B, C = _check(u, delta, A, B, C, D, z, delta_bias, initial_state, order)
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    B, C = _grouped(B, C, width=u.shape[2])
+    order = None if order is None else expect_permutation(order, u.shape[1])
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order)
     case = Case(
         op="selective_scan",
         device=u.device.type,
-        dtype=widest_dtype(*tensors),
-        needs_grad=any_requires_grad(*tensors),
-        elements=u.numel(),
-        features=_features(initial_state=initial_state, order=order),
+        dtype=widest_dtype(*inputs.differentiable),
+        features=tuple(name for name in ("initial_state", "order") if getattr(inputs, name) is not None),
+        sizes={"states": A.shape[1]},
     )
-    run = resolve(BACKENDS, case, backend)
-    y, last_state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order)
+    y, last_state = resolve(BACKENDS, case, backend)(inputs)
     return (y, last_state) if return_last_state else y
-
-
-def _features(**parts: Tensor | None) -> tuple[str, ...]:
-    return tuple(name for name, part in parts.items() if part is not None)
 
 
 def _check(
@@ -186,8 +145,7 @@ def _check(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
-    order: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> None:
     expect_shape("u", u, (None, None, None), "(B, L, E)", "channels come last")
     batch, length, width = u.shape
     if length < 1 or batch < 1 or width < 1:
@@ -200,12 +158,6 @@ def _check(
             expect_shape(name, tensor, (batch, length, None, state), "(B, L, G, N)")
         else:
             expect_shape(name, tensor, (batch, length, state), "(B, L, N) or (B, L, G, N)")
-    B = B.unsqueeze(2) if B.dim() == 3 else B
-    C = C.unsqueeze(2) if C.dim() == 3 else C
-    if B.shape[2] != C.shape[2] or width % B.shape[2]:
-        raise ShapeError(
-            f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}"
-        )
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
             expect_shape(name, vector, (width,), "(E,)")
@@ -213,8 +165,15 @@ def _check(
         expect_shape("z", z, (batch, length, width), "(B, L, E)")
     if initial_state is not None:
         expect_shape("initial_state", initial_state, (batch, width, state), "(B, E, N)")
-    if order is not None:
-        expect_shape("order", order, (length,), "(L,)")
     for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         expect_floating(name, value)
+
+
+def _grouped(B: Tensor, C: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    B = B.unsqueeze(2) if B.dim() == 3 else B
+    C = C.unsqueeze(2) if C.dim() == 3 else C
+    if B.shape[2] != C.shape[2] or width % B.shape[2]:
+        raise ShapeError(
+            f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}"
+        )
     return B, C

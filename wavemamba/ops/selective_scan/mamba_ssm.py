@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
 from wavemamba.errors import BackendUnavailable
-from wavemamba.scans import invert_permutation
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.selective_scan.op import ScanInputs
+from wavemamba.scans.permutation import invert_permutation
 
 _MOST_STATES = 256
+
+
+def refuses(case: Case) -> str | None:
+    """What the package lacks or cannot do."""
+    if "initial_state" in case.features:
+        return "mamba-ssm's kernel takes no initial state"
+    if case.sizes.get("states", 0) > _MOST_STATES:
+        return f"mamba-ssm's kernel takes at most {_MOST_STATES} states"
+    return availability.cuda_package(case, "mamba_ssm")
 
 
 class _NoGradient(torch.autograd.Function):
@@ -28,35 +39,19 @@ class _NoGradient(torch.autograd.Function):
         )
 
 
-def run(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Channels first: (B, E, L) and (B, G, N, L); see `wavemamba.ops.selective_scan` for the equation and shapes.
 
     The package wants one dtype for everything that runs along the sequence, that of `u`, and float32 for the rest.
 
     Raises:
-        BackendUnavailable: there is an initial state, more than 256 states, or a gradient through the last state.
+        BackendUnavailable: a gradient flows through the last state.
 
     Source: the interface of mamba-ssm 2.2, `mamba_ssm/ops/selective_scan_interface.py`.
     """
-    if initial_state is not None:
-        raise BackendUnavailable("selective_scan: mamba-ssm's kernel takes no initial state; name another backend")
-    if A.shape[1] > _MOST_STATES:
-        raise BackendUnavailable(
-            f"selective_scan: mamba-ssm's kernel takes at most {_MOST_STATES} states, got {A.shape[1]}; "
-            "name another backend"
-        )
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, order = inputs
 
     def along(tensor: Tensor) -> Tensor:
         tensor = tensor.to(u.dtype) if order is None else tensor.to(u.dtype).index_select(1, order)

@@ -7,22 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.selective_scan.op import ScanInputs
 
 
-def run(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """One step at a time; see `wavemamba.ops.selective_scan` for the equation and shapes."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order = inputs
     batch, length, width = u.shape
     dtype = accumulation_dtype(widest_dtype(u, delta, A))
     per_group = width // B.shape[2]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.selective_scan.op import ScanInputs
 from wavemamba.scans import invert_permutation
 
 
@@ -41,20 +42,9 @@ def linear_recurrence(decay: Tensor, value: Tensor) -> Tensor:
     return merged if length == 2 * pairs else torch.cat([merged, even[:, pairs:]], dim=1)
 
 
-def run(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """All steps at once; see `wavemamba.ops.selective_scan` for the equation and shapes."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order = inputs
     dtype = accumulation_dtype(widest_dtype(u, delta, A))
     x, d, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     B, C = B.to(dtype), C.to(dtype)

@@ -1,7 +1,8 @@
-"""How a scan is cut into Triton programs, and what they read: sizes, segments, inputs."""
+"""How a scan is cut into Triton programs, and what they read: sizes, segments, plan."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from wavemamba.ops.gpu.runtime import dense_rows, expect_indexable, launch, multiprocessors, rows_of
 from wavemamba.ops.selective_scan import triton_segments
+from wavemamba.ops.selective_scan.op import ScanInputs
 
 CHUNK = 32
 """Steps between the states that the forward pass keeps; a multiple of both numbers of steps below."""
@@ -96,22 +98,11 @@ class Segments(NamedTuple):
         return cls(-(-sizes.length // steps), steps)
 
 
-class Inputs:
+class Plan:
     """The inputs as the kernels read them: any strides and dtypes, but dense channels; B and C in float32."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        order: Tensor | None,
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, z, delta_bias, self.softplus, _, order = inputs
         expect_indexable(u.shape[1])
         self.sizes = Sizes.of(u, B)
         self.segments = Segments.of(self.sizes, u)
@@ -121,7 +112,7 @@ class Inputs:
         self.D = None if D is None else D.contiguous()
         self.bias = None if delta_bias is None else delta_bias.contiguous()
         self.order = None if order is None else order.contiguous()
-        self.softplus = delta_softplus
+        self.new = functools.partial(u.new_empty, dtype=torch.float32)
 
     @property
     def programs(self) -> int:
@@ -164,8 +155,7 @@ class Inputs:
         if self.segments.parts == 1:
             return first
         batch, count, states, width = self.sizes.batch, self.segments.parts, self.sizes.states, self.sizes.width
-        reached = x.new_empty(batch, count, states, width, dtype=torch.float32)
-        total = x.new_empty(batch, count, width, dtype=torch.float32)
+        reached, total = self.new((batch, count, states, width)), self.new((batch, count, width))
         launch(
             triton_segments.summarize,
             self.programs,

@@ -1,0 +1,148 @@
+"""An op with kernels of its own: what PyTorch must be told of it, and how its kernels are found."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from wavemamba.errors import WavemambaError
+
+_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", int: "int", float: "float", str: "str"}
+
+
+def schema_of(inputs: type[tuple[Any, ...]], *more: str, returns: int = 1) -> str:
+    """The schema of an op that takes the fields of a named tuple.
+
+    Args:
+        inputs: a `typing.NamedTuple` class; its fields are tensors, optional tensors or plain values.
+        more: further arguments, for example "bool keep".
+        returns: how many tensors the op returns.
+    """
+    fields = [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in typing.get_type_hints(inputs).items()]
+    outputs = "Tensor" if returns == 1 else f"({', '.join(['Tensor'] * returns)})"
+    return f"({', '.join([*fields, *more])}) -> {outputs}"
+
+
+class KernelOp:
+    """A `torch.library` op with a formula for its gradient.
+
+    `torch.library` gives such an op to autograd, to `torch.compile` and to `torch.export`, but neither to the
+    transforms of `torch.func` nor to forward-mode differentiation, which takes its derivative to be zero. So under a
+    transform the same formula is run through an `autograd.Function`, and forward mode is refused.
+
+    It is opaque to the compiler (`custom_op`, not `triton_op`): what the kernels do depends on the machine, some
+    launches depend on others, and Triton's interpreter, which has no kernel that the compiler could take over, must run
+    the same code for the tests. What the compiler loses is nothing: the kernels have no neighbours to fuse.
+
+    Args:
+        name: of the op, in the namespace `wavemamba`.
+        schema: made by `schema_of`.
+        compute: what the op does, its outputs new tensors.
+        fake: the outputs' shapes, dtypes and strides, from tensors without data.
+        setup_context: `(ctx, inputs, output)`, saves what the formula needs; None for an op that has no gradient.
+        backward: `(ctx, *gradients)`, the formula; one value an input.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        compute: Callable[..., Any],
+        fake: Callable[..., Any],
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.name = name
+        self.op = torch.library.custom_op(f"wavemamba::{name}", compute, mutates_args=(), schema=schema)
+        self.op.register_fake(fake)
+        setup_context = setup_context or _save_nothing
+        backward = backward or self._refuse_derivative
+        self.op.register_autograd(backward, setup_context=setup_context)
+        members = {
+            "generate_vmap_rule": True,
+            "forward": staticmethod(self.op.__call__),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+        }
+        self._transformed: Any = type(name, (torch.autograd.Function,), members)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the op."""
+        if torch.compiler.is_compiling():
+            return self.op(*inputs)
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
+            raise WavemambaError(
+                f"{self.name}: its kernel has no forward-mode derivative; compute it with backend='torch'"
+            )
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._transformed.apply(*inputs)
+        return self.op(*inputs)
+
+    def _refuse_derivative(self, ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        name = self.name.removesuffix("_backward")
+        raise WavemambaError(f"{name}: its kernel has no second derivative; compute it with backend='torch', which has")
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None: ...
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def gradients_like(inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """What an op for gradients returns: each in its input's dtype, an empty tensor where there is no such input."""
+    return tuple(
+        empty_gradient(inputs) if given is None or gradient is None else gradient.to(given.dtype).contiguous()
+        for given, gradient in zip(inputs, gradients, strict=True)
+    )
+
+
+def fake_gradients_like(inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """The same without data."""
+    return tuple(empty_gradient(inputs) if given is None else given.new_empty(given.shape) for given in inputs)
+
+
+def empty_gradient(inputs: Sequence[Tensor | None]) -> Tensor:
+    """Stands for no gradient, beside the first input."""
+    first = inputs[0]
+    assert first is not None
+    return first.new_empty(0, dtype=torch.float32)
+
+
+_MAX, _MIN, _POW = builtins.max, builtins.min, math.pow
+
+
+def kernels(op: str, backend: str) -> Any:
+    """The module that calls the kernels of an op, imported at its first use.
+
+    Args:
+        op: the name of its package, for example "selective_scan".
+        backend: "numba" or "triton".
+    """
+    name = f"wavemamba.ops.{op}.{backend}"
+    if name in sys.modules:
+        return import_module(name)  # which waits where another thread is still at it
+    with _python_as_it_is():
+        return import_module(name)
+
+
+@contextmanager
+def _python_as_it_is() -> Iterator[None]:
+    # torch.export puts its own functions in place of these while it traces; numba cannot even be imported then.
+    replaced = builtins.max, builtins.min, math.pow
+    builtins.max, builtins.min, math.pow = _MAX, _MIN, _POW
+    try:
+        yield
+    finally:
+        builtins.max, builtins.min, math.pow = replaced
