@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wavemamba import ShapeError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
+from wavemamba.ops.cpu import kernels
 from wavemamba.ops.cpu import math as numba_math
 from wavemamba.ops.cpu import runtime as numba_runtime
 from wavemamba.ops.cpu.simd import LANES, load, splat, store
@@ -238,8 +239,8 @@ def test_inference_mode():
 
 
 def test_a_job_knows_its_fields():
-    job = numba_runtime.Job(size=np.int64, x=numba_runtime.ROWS)
+    job = kernels.Job(size=np.int64, x=kernels.ROWS)
     filled = job.fill(3, x=(1, 2, 3), size=7)
-    assert np.frombuffer(filled, np.int64).tolist() == [0, 3, 7, 1, 2, 3]
+    assert np.frombuffer(filled, np.int64).tolist() == [0, 3, 0, 7, 1, 2, 3]
     with pytest.raises(KeyError, match="size"):
         job.fill(1, x=(0, 0, 0))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
+from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import sigmoid
 from wavemamba.ops.cpu.memory import (
     aligned,
-    keep_alive,
     load_matrix,
     load_some,
     load_vector,
@@ -21,8 +21,7 @@ from wavemamba.ops.cpu.memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.cpu.runtime import ROWS, Job, kernel
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, inline, load, splat, store, take_item
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_int, inline, load, put_int, splat, store
 
 BLOCK = 128
 _ROW = 4 * BLOCK  # bytes of one step in the scratch memory
@@ -41,18 +40,19 @@ def _find_taps(taps, job, zeros, b, step):  # type: ignore[no-untyped-def]  # nu
     for t in range(job.width):
         seen = step - before + t
         if seen >= 0:
-            taps[t] = row_address(job.x, b, step_row(job.order, seen))
+            tap = row_address(job.x, b, step_row(job.order, seen))
         elif job.initial != 0:
-            taps[t] = job.initial + 4 * (b * before + seen + before) * job.channels
+            tap = job.initial + 4 * (b * before + seen + before) * job.channels
         else:
-            taps[t] = zeros
+            tap = zeros
+        put_int(taps + 8 * t, tap)
 
 
 @inline
 def _convolve(taps, weights, width, offset, j, count, bias, spare):  # type: ignore[no-untyped-def]  # numba infers
     total = bias
     for t in range(width):
-        total = total + load_some(taps[t] + offset, count, spare) * load(weights + t * _ROW + 4 * j)
+        total = total + load_some(get_int(taps + 8 * t) + offset, count, spare) * load(weights + t * _ROW + 4 * j)
     return total
 
 
@@ -62,13 +62,16 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     jobs = carray(pointer, 1)
     job = jobs[0]
     width, length = job.width, job.length
-    buffer = np.empty((width + 1) * BLOCK + 2 * LANES, np.float32)
-    taps = np.empty(width, np.int64)
-    weights = aligned(buffer)
+    scratch = allocate((width + 1) * _ROW + 2 * VECTOR_BYTES + 8 * width)
+    if scratch == 0:
+        return
+    weights = aligned(scratch)
     zeros = weights + width * _ROW
     spare = zeros + _ROW
+    taps = spare + VECTOR_BYTES
     for at in range(0, _ROW, VECTOR_BYTES):
         store(zeros + at, splat(0.0))
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -87,7 +90,8 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 if job.silu != 0:
                     total = total * sigmoid(total)
                 store_some(out + offset, total, count, spare)
-    keep_alive(buffer)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
 
 
 @kernel(BACKWARD)
@@ -100,16 +104,19 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     jobs = carray(pointer, 1)
     job = jobs[0]
     width, length = job.width, job.length
-    buffer = np.empty((3 * width + 2) * BLOCK + 2 * LANES, np.float32)
-    taps = np.empty(width, np.int64)
-    weights = aligned(buffer)
+    scratch = allocate((3 * width + 2) * _ROW + 2 * VECTOR_BYTES + 8 * width)
+    if scratch == 0:
+        return
+    weights = aligned(scratch)
     dweights = weights + width * _ROW
     dbiases = dweights + width * _ROW
     ring = dbiases + _ROW
     zeros = ring + width * _ROW
     spare = zeros + _ROW
+    taps = spare + VECTOR_BYTES
     for at in range(0, _ROW, VECTOR_BYTES):
         store(zeros + at, splat(0.0))
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -142,7 +149,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     store(dbiases + 4 * j, load(dbiases + 4 * j) + gradient)
                     for t in range(width):
                         cell = dweights + t * _ROW + 4 * j
-                        store(cell, load(cell) + gradient * load_some(taps[t] + offset, count, spare))
+                        store(cell, load(cell) + gradient * load_some(get_int(taps + 8 * t) + offset, count, spare))
                 store(slot + 4 * j, gradient)
                 total = splat(0.0)
                 for i in range(width):
@@ -153,4 +160,5 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         store_matrix(dweights, job.dweight + 4 * vector * width, channels, width, BLOCK)
         for j in range(0, channels, LANES):
             store_some(job.dbias + 4 * (vector + j), load(dbiases + 4 * j), channels - j, spare)
-    keep_alive(buffer)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)

@@ -42,15 +42,9 @@ def step_row(order, step):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
-def aligned(buffer):  # type: ignore[no-untyped-def]  # numba infers
-    """The first address in an array that is a multiple of a cache line."""
-    return (buffer.ctypes.data + 63) & ~63
-
-
-@inline
-def keep_alive(buffer):  # type: ignore[no-untyped-def]  # numba infers
-    """Ends every kernel that works on addresses inside an array: numba frees an array after its last mention."""
-    buffer[0] = 0
+def aligned(address):  # type: ignore[no-untyped-def]  # numba infers
+    """The next multiple of a cache line."""
+    return (address + 63) & ~63
 
 
 @inline

@@ -1,8 +1,8 @@
 """How the numba kernels run: on PyTorch's own threads where they can be borrowed, else on a small pool.
 
 numba's parallel loops are not used: its default threading layer aborts the process when two Python threads enter it at
-once, and the others do not survive a fork. Here a kernel is a C function of one pointer, to a `Job`. Every thread that
-calls it takes items from the job's counter until none is left, so any number of threads may help, at any time.
+once, and the others do not survive a fork. Here any number of threads may call a kernel, at any time, see
+`wavemamba.ops.cpu.kernels`.
 
 The threads are those of the OpenMP library that PyTorch itself runs on, entered through its C interface: they wait for
 work without sleeping for a while after every PyTorch operation, and would compete for the cores with threads of our
@@ -16,145 +16,28 @@ import ctypes
 import functools
 import mmap
 import os
-import struct
-import threading
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc, from_dtype, types
 from numba.np.numpy_support import carray
 from torch import Tensor
 
 from wavemamba.errors import ShapeError
-from wavemamba.ops.cpu.memory import aligned, keep_alive, load_some, store_some
-from wavemamba.ops.cpu.simd import LANES, splat, take_item
+from wavemamba.ops.cpu.kernels import FilledJob, Job, allocate, count_of, expect_done, finish, kernel, take_item
+from wavemamba.ops.cpu.memory import aligned, load_some, store_some
+from wavemamba.ops.cpu.pool import Pool
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, splat
 
-ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
-"""A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
-_COUNT = 8
-"""Where a job has the number of its items, in bytes."""
-
-
-FilledJob: TypeAlias = "ctypes.Array[ctypes.c_char]"
-
-
-class Job:
-    """The arguments of a kernel as one C structure, which starts with the counter and the number of its items.
-
-    Args:
-        fields: name and numpy dtype of each argument; int64 for sizes and addresses.
-    """
-
-    def __init__(self, **fields: Any) -> None:
-        self.names = tuple(fields)
-        dtype = np.dtype([("next", np.int64), ("count", np.int64), *fields.items()])
-        self.signature = types.void(types.CPointer(from_dtype(dtype)))  # type: ignore[no-untyped-call]  # as above
-        codes = "".join(3 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
-        self._packed = struct.Struct("=qq" + codes.replace("l", "q"))
-
-    def fill(self, count: int, **values: Any) -> FilledJob:
-        """A job of `count` items; every field must be given."""
-        numbers: list[Any] = [0, count]
-        for name in self.names:
-            value = values[name]
-            if type(value) is tuple:
-                numbers += value
-            else:
-                numbers.append(value)
-        return ctypes.create_string_buffer(self._packed.pack(*numbers), self._packed.size)
-
-
-def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
-    """Compile a function of a pointer to a job at once, or load it from the disk cache.
-
-    numba keeps the machine code beside the source file, or in the user's cache directory where that is read-only; where
-    that is read-only too, the kernel is compiled in every process. numba looks only at the function's own file to see
-    whether the code is stale, so the files that it is inlined from are made part of its name.
-    """
-
-    def compile_kernel(function: Callable[..., None]) -> Any:
-        function.__qualname__ = f"{function.__name__}_{_sources_digest(Path(function.__code__.co_filename).parent):08x}"
-        try:
-            return cfunc(job.signature, cache=True, error_model="numpy")(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            return cfunc(job.signature, error_model="numpy")(function)
-
-    return compile_kernel
-
-
-@functools.cache
-def _sources_digest(folder: Path) -> int:
-    digest = 0
-    for path in sorted({*Path(__file__).parent.glob("*.py"), *folder.glob("numba_*.py")}):
-        digest = zlib.crc32(path.read_bytes(), digest)
-    return digest
-
-
-class _Work:
-    """One call of a kernel on the pool."""
-
-    def __init__(self, function: Any, job: int) -> None:
-        self._function, self._job = function, job
-        self._helpers = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def help(self) -> None:
-        """Take items along with the others; nothing where the caller has already left."""
-        with self._changed:
-            if self._closed:
-                return
-            self._helpers += 1
-        self._function(self._job)
-        with self._changed:
-            self._helpers -= 1
-            self._changed.notify_all()
-
-    def finish(self) -> None:
-        """Take items, then wait for those that others took; late helpers find the work closed."""
-        self._function(self._job)
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._helpers == 0)
-
-
-class _Pool:
-    """Daemon threads that help; the caller always works too, so a call ends even where all of them are busy."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._threads = 0
-        self._lock = threading.Lock()
-
-    def run(self, function: Any, job: int, threads: int) -> None:
-        with self._lock:
-            while self._threads < threads - 1:
-                self._threads += 1
-                threading.Thread(target=self._serve, name=f"wavemamba-{self._threads}", daemon=True).start()
-        work = _Work(function, job)
-        for _ in range(threads - 1):
-            self._queue.put(work)
-        work.finish()
-
-    def _serve(self) -> None:
-        while True:
-            self._queue.get().help()
-
-
-_pool = _Pool()
+_pool = Pool()
 _forked = False
 
 
 def _after_fork() -> None:
     global _pool, _forked
-    _pool, _forked = _Pool(), True
+    _pool, _forked = Pool(), True
 
 
 if hasattr(os, "register_at_fork"):
@@ -181,15 +64,19 @@ def launch(compiled: Any, job: FilledJob) -> None:
     Args:
         compiled: made by `kernel`; its items must not depend on each other.
         job: made by the kernel's `Job.fill`; the tensors behind its addresses are the caller's to keep alive.
+
+    Raises:
+        MemoryError: there was no scratch memory for the kernel.
     """
     place = ctypes.addressof(job)
-    threads = min(torch.get_num_threads(), ctypes.c_int64.from_address(place + _COUNT).value)
+    threads = min(torch.get_num_threads(), count_of(job))
     if threads <= 1:
         compiled.ctypes(place)
     elif not _forked and (parallel := _openmp_parallel()) is not None:
         parallel(compiled.address, place, threads, 0)
     else:
         _pool.run(compiled.ctypes, place, threads)
+    expect_done(job)
 
 
 _SUM = Job(slices=np.int64, size=np.int64, source=np.int64, target=np.int64)
@@ -201,8 +88,11 @@ def _sum(pointer):  # type: ignore[no-untyped-def]  # numba infers
     jobs = carray(pointer, 1)
     job = jobs[0]
     slices, size, source, target = job.slices, job.size, job.source, job.target
-    buffer = np.empty(2 * LANES, np.float32)
-    spare = aligned(buffer)
+    scratch = allocate(2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    spare = aligned(scratch)
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -212,7 +102,8 @@ def _sum(pointer):  # type: ignore[no-untyped-def]  # numba infers
             for s in range(slices):
                 total = total + load_some(source + 4 * (s * size + i), size - i, spare)
             store_some(target + 4 * i, total, size - i, spare)
-    keep_alive(buffer)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
 
 
 def sum_slices(parts: Tensor) -> Tensor:
@@ -252,7 +143,7 @@ def empty_rows(shape: Sequence[int]) -> Tensor:
     Fresh memory costs a page fault for every page that is first written, which takes a fifth of a long scan's time at
     4 KiB a page.
     """
-    tensor = torch.empty(shape, dtype=torch.float32)
+    tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
     if tensor.nbytes >= _OWN_MAPPING and (advise := _advise()) is not None:
         first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
         advise(first, tensor.data_ptr() + tensor.nbytes - first, mmap.MADV_HUGEPAGE)  # where it fails, pages are small

@@ -16,17 +16,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
 LANES = 32  # two registers of AVX-512: more independent work for the same loads of what lanes share
 VECTOR_BYTES = 4 * LANES
-_FEATURES = get_host_cpu_features()
-HAS_SCALE = LANES == 32 and all(_FEATURES.get(name) for name in ("avx512f", "avx512dq"))
-"""Whether the machine scales by a power of two in one instruction, which shortens the exponential."""
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")
+HAS_SCALE = LANES == 32 and all(name in _FEATURES for name in ("+avx512f", "+avx512dq"))
+"""Whether numba's target, by default this machine, scales by a power of two in one instruction, which shortens the
+exponential."""
 _FAST = ("contract",)
 
 _FLOAT = ir.FloatType()
@@ -46,7 +47,7 @@ class Lanes(types.Type):
 lanes = Lanes()
 
 
-def _instruction(emit: Any) -> Any:
+def instruction(emit: Any) -> Any:
     """Numba's decorator for functions that emit LLVM, whose own types know only the emitting side."""
     return intrinsic(emit)
 
@@ -97,7 +98,7 @@ _register_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=
 _register_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b, flags=_FAST))
 
 
-@_instruction
+@instruction
 def load(typing: Any, address: Any) -> Any:
     """`LANES` float32 at an address."""
 
@@ -107,7 +108,7 @@ def load(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@_instruction
+@instruction
 def store(typing: Any, address: Any, value: Any) -> Any:
     """Write a vector to an address."""
 
@@ -118,7 +119,7 @@ def store(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, lanes), codegen
 
 
-@_instruction
+@instruction
 def broadcast(typing: Any, address: Any) -> Any:
     """The float32 at an address, in every lane."""
 
@@ -128,7 +129,7 @@ def broadcast(typing: Any, address: Any) -> Any:
     return lanes(types.int64), codegen
 
 
-@_instruction
+@instruction
 def splat(typing: Any, value: Any) -> Any:
     """A number, rounded to float32, in every lane."""
 
@@ -138,7 +139,7 @@ def splat(typing: Any, value: Any) -> Any:
     return lanes(value), codegen
 
 
-@_instruction
+@instruction
 def get_float(typing: Any, address: Any) -> Any:
     """The float32 at an address."""
 
@@ -148,7 +149,7 @@ def get_float(typing: Any, address: Any) -> Any:
     return types.float32(types.int64), codegen
 
 
-@_instruction
+@instruction
 def put_float(typing: Any, address: Any, value: Any) -> Any:
     """Write a float32 to an address."""
 
@@ -159,7 +160,7 @@ def put_float(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, types.float32), codegen
 
 
-@_instruction
+@instruction
 def get_int(typing: Any, address: Any) -> Any:
     """The int64 at an address."""
 
@@ -169,7 +170,7 @@ def get_int(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@_instruction
+@instruction
 def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     """`then` in the lanes where `a < b`, `otherwise` in the others, NaN among them."""
 
@@ -179,7 +180,7 @@ def where_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     return lanes(lanes, lanes, lanes, lanes), codegen
 
 
-@_instruction
+@instruction
 def fold(typing: Any, a: Any, b: Any) -> Any:
     """Half of each summand, twice as dense: `a`'s two halves added in the lower half, `b`'s in the upper."""
 
@@ -194,7 +195,7 @@ def fold(typing: Any, a: Any, b: Any) -> Any:
     return lanes(lanes, lanes), codegen
 
 
-@_instruction
+@instruction
 def sum_half(typing: Any, value: Any, upper: Any) -> Any:
     """The sum over the lower (0) or upper (1) half of the lanes, by halves, as float32."""
 
@@ -227,7 +228,7 @@ def _avx512(builder: ir.IRBuilder, name: str, values: Sequence[ir.Value], option
     return builder.shuffle_vector(*parts, _indices(list(range(LANES))))
 
 
-@_instruction
+@instruction
 def nearest_integer(typing: Any, value: Any) -> Any:
     """The nearest integer in every lane; only where `HAS_SCALE`."""
 
@@ -237,7 +238,7 @@ def nearest_integer(typing: Any, value: Any) -> Any:
     return lanes(lanes), codegen
 
 
-@_instruction
+@instruction
 def minus_nearest_integer(typing: Any, value: Any) -> Any:
     """`value - nearest_integer(value)`, 0 for infinity; only where `HAS_SCALE`."""
 
@@ -247,7 +248,7 @@ def minus_nearest_integer(typing: Any, value: Any) -> Any:
     return lanes(lanes), codegen
 
 
-@_instruction
+@instruction
 def scale(typing: Any, value: Any, exponent: Any) -> Any:
     """`value * 2**exponent` for an integer exponent however large, rounded once; only where `HAS_SCALE`."""
 
@@ -257,7 +258,7 @@ def scale(typing: Any, value: Any, exponent: Any) -> Any:
     return lanes(lanes, lanes), codegen
 
 
-@_instruction
+@instruction
 def power_of_two(typing: Any, shifted: Any) -> Any:
     """2**n, where `shifted` is n + 1.5 * 2**23: the low bits of that number are n, wanted in the exponent."""
 
@@ -271,15 +272,15 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
     return lanes(lanes), codegen
 
 
-@_instruction
-def take_item(typing: Any, job_address: Any) -> Any:
-    """Atomically draw the next item of the job at an address."""
+@instruction
+def put_int(typing: Any, address: Any, value: Any) -> Any:
+    """Write an int64 to an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        counter = builder.inttoptr(args[0], _LONG.as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(_LONG, 1), "monotonic")
+        builder.store(args[1], _pointer(builder, args[0], _LONG), align=8)
+        return context.get_dummy_value()
 
-    return types.int64(types.int64), codegen
+    return types.void(types.int64, types.int64), codegen
 
 
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,9 +11,20 @@ from __future__ import annotations
 import numpy as np
 from numba.np.numpy_support import carray
 
-from wavemamba.ops.cpu.memory import aligned, keep_alive, load_some, row_address, step_row, store_some
-from wavemamba.ops.cpu.runtime import ROWS, Job, kernel
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_float, inline, load, put_float, splat, store, take_item
+from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
+from wavemamba.ops.cpu.memory import aligned, load_some, row_address, step_row, store_some
+from wavemamba.ops.cpu.simd import (
+    LANES,
+    VECTOR_BYTES,
+    get_float,
+    get_int,
+    inline,
+    load,
+    put_float,
+    put_int,
+    splat,
+    store,
+)
 
 CHANNEL, INTERLEAVED, MOSAIC = range(3)
 
@@ -40,7 +51,7 @@ def _fill_bands(bands, levels):  # type: ignore[no-untyped-def]  # numba infers
             band = 0
             for level in range(levels):
                 band = 4 * band + (r >> level & 1) + 2 * (q >> level & 1)
-            bands[r * side + q] = band
+            put_int(bands + 8 * (r * side + q), band)
 
 
 @inline
@@ -61,6 +72,12 @@ def _butterflies(cell, levels):  # type: ignore[no-untyped-def]  # numba infers
                     store(at + down + right, left - other)
 
 
+@inline
+def _band_row(mixed, bands, band_rows, p, channels, layout):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the band of a place is read or written."""
+    return mixed + 4 * get_int(bands + 8 * p) * channels if layout == CHANNEL else get_int(band_rows + 8 * p)
+
+
 @kernel(JOB)
 def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """Transform pixels to bands, or with `inverse` bands to pixels; see `wavemamba.ops.haar` for the map."""
@@ -71,14 +88,17 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
     tokens = side * side
     factor = splat(job.scale / side)
     forward = job.inverse == 0
-    buffer = np.empty((tokens + 2) * LANES + tokens * channels, np.float32)
-    cell = aligned(buffer)
+    scratch = allocate((tokens + 2) * VECTOR_BYTES + tokens * (3 * 8 + 4 * channels))
+    if scratch == 0:
+        return
+    cell = aligned(scratch)
     spare = cell + tokens * VECTOR_BYTES
-    mixed = spare + VECTOR_BYTES  # for the channel layout: all bands of the cell, one after the other
-    bands = np.empty(tokens, np.int64)
-    pixel_rows = np.empty(tokens, np.int64)
-    band_rows = np.empty(tokens, np.int64)
+    bands = spare + VECTOR_BYTES  # of each place in the cell, as int64
+    pixel_rows = bands + 8 * tokens
+    band_rows = pixel_rows + 8 * tokens
+    mixed = band_rows + 8 * tokens  # for the channel layout: all bands of the cell, one after the other
     _fill_bands(bands, levels)
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -89,7 +109,7 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
         for p in range(tokens):
             corner = (h * side + p // side) * width * side + w * side
             pixel = corner + p % side
-            band = bands[p]
+            band = get_int(bands + 8 * p)
             if layout == INTERLEAVED:
                 token = (h * side + band // side) * width * side + w * side + band % side
             elif layout == MOSAIC:
@@ -97,27 +117,30 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
             else:
                 token = pixel
             step = step_row(job.steps, token)
-            pixel_rows[p] = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
-            band_rows[p] = row_address(job.y, b, step) if forward else row_address(job.x, b, step)
+            pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
+            band_row = row_address(job.y, b, step) if forward else row_address(job.x, b, step)
+            put_int(pixel_rows + 8 * p, pixel_row)
+            put_int(band_rows + 8 * p, band_row)
         if layout == CHANNEL and not forward:
             for p in range(tokens):
                 for c in range(channels):
-                    put_float(mixed + 4 * (c * tokens + p), get_float(band_rows[p] + 4 * c))
+                    put_float(mixed + 4 * (c * tokens + p), get_float(get_int(band_rows + 8 * p) + 4 * c))
         for j in range(0, channels, LANES):
             offset, count = 4 * j, channels - j
             for p in range(tokens):
-                row = pixel_rows[p]
+                row = get_int(pixel_rows + 8 * p)
                 if not forward:
-                    row = mixed + 4 * bands[p] * channels if layout == CHANNEL else band_rows[p]
+                    row = _band_row(mixed, bands, band_rows, p, channels, layout)
                 store(cell + p * VECTOR_BYTES, load_some(row + offset, count, spare))
             _butterflies(cell, levels)
             for p in range(tokens):
-                row = pixel_rows[p]
+                row = get_int(pixel_rows + 8 * p)
                 if forward:
-                    row = mixed + 4 * bands[p] * channels if layout == CHANNEL else band_rows[p]
+                    row = _band_row(mixed, bands, band_rows, p, channels, layout)
                 store_some(row + offset, load(cell + p * VECTOR_BYTES) * factor, count, spare)
         if layout == CHANNEL and forward:
             for p in range(tokens):
                 for c in range(channels):
-                    put_float(band_rows[p] + 4 * c, get_float(mixed + 4 * (c * tokens + p)))
-    keep_alive(buffer)
+                    put_float(get_int(band_rows + 8 * p) + 4 * c, get_float(mixed + 4 * (c * tokens + p)))
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba.np.numpy_support import carray
 
+from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LN_2, LOG2_E, exp2_product, sigmoid, softplus_and_slope
 from wavemamba.ops.cpu.memory import (
     aligned,
-    keep_alive,
     load_matrix,
     load_some,
     load_vector,
@@ -17,7 +16,6 @@ from wavemamba.ops.cpu.memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.cpu.runtime import kernel
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -29,7 +27,6 @@ from wavemamba.ops.cpu.simd import (
     splat,
     store,
     sum_half,
-    take_item,
 )
 from wavemamba.ops.selective_scan.numba_job import BACKWARD, CHUNK, STEPS, load_projections
 
@@ -47,8 +44,10 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    buffer = np.empty((3 * tile + (N + 14) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES) // 4, np.float32)
-    decays = aligned(buffer)
+    scratch = allocate(3 * tile + (N + 14) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    decays = aligned(scratch)
     adjoint = decays + tile
     dA_tile = adjoint + tile
     sums = dA_tile + tile  # over channels, folded: dB in the lower half of the lanes, dC in the upper
@@ -70,6 +69,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     spare = dgate_row + STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -197,4 +197,5 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         for e in range(channels):
             put_float(job.dD + vector_offset + 4 * e, get_float(dD_sums + 4 * e))
             put_float(job.dbias + vector_offset + 4 * e, get_float(dbias_sums + 4 * e))
-    keep_alive(buffer)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba.np.numpy_support import carray
 
+from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product, sigmoid, softplus
 from wavemamba.ops.cpu.memory import (
     aligned,
-    keep_alive,
     load_matrix,
     load_some,
     load_vector,
@@ -17,8 +16,7 @@ from wavemamba.ops.cpu.memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.cpu.runtime import kernel
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, load, store, take_item
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, load, store
 from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, STEPS, load_projections
 
 
@@ -31,8 +29,10 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    buffer = np.empty((2 * tile + 8 * N * CHUNK + 3 * STEPS + 2 * VECTOR_BYTES) // 4, np.float32)
-    decays = aligned(buffer)
+    scratch = allocate(2 * tile + 8 * N * CHUNK + 3 * STEPS + 2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    decays = aligned(scratch)
     state = decays + tile
     d_row = state + tile
     x_row = d_row + STEPS
@@ -40,6 +40,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     spare = y_row + STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
+    done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
@@ -98,4 +99,5 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                         out = out * (gate * sigmoid(gate))
                     store_some(row_address(job.y, b, row) + 4 * channel, out, count, spare)
         store_matrix(state, job.last + state_offset, channels, states, block)
-    keep_alive(buffer)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)

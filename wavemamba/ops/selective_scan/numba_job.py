@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from wavemamba.ops.cpu.kernels import ROWS, Job
 from wavemamba.ops.cpu.memory import step_row
-from wavemamba.ops.cpu.runtime import ROWS, Job
 from wavemamba.ops.cpu.simd import VECTOR_BYTES, get_float, inline, put_float
 
 CHUNK = 32

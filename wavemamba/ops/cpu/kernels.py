@@ -1,0 +1,165 @@
+"""What a numba kernel is: a C function of one pointer, to a `Job`, compiled once and kept on disk.
+
+Every thread that calls a kernel takes items from the job's counter until none is left, and at the end adds how many it
+finished, so that any number of threads may help and the caller sees whether all the work was done. A thread that gets
+no scratch memory takes no item.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from llvmlite import ir
+from numba import from_dtype, types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
+
+from wavemamba.ops.cpu.disk_cache import DiskCache, warn_not_kept
+from wavemamba.ops.cpu.simd import inline, instruction
+
+ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
+"""A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
+_COUNT, _DONE = 8, 16
+"""Where a job has the number of its items, and that of the finished ones, in bytes."""
+
+FilledJob: TypeAlias = "ctypes.Array[ctypes.c_char]"
+
+
+class Job:
+    """The arguments of a kernel as one C structure, which starts with three numbers of items: taken, all, finished.
+
+    Args:
+        fields: name and numpy dtype of each argument; int64 for sizes and addresses.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        self.names = tuple(fields)
+        counts = [(name, np.int64) for name in ("next", "count", "done")]
+        dtype = np.dtype([*counts, *fields.items()])
+        self.signature = types.void(types.CPointer(from_dtype(dtype)))  # type: ignore[no-untyped-call]  # as above
+        codes = "".join(3 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
+        self._packed = struct.Struct("=qqq" + codes.replace("l", "q"))
+
+    def fill(self, count: int, **values: Any) -> FilledJob:
+        """A job of `count` items; every field must be given."""
+        numbers: list[Any] = [0, count, 0]
+        for name in self.names:
+            value = values[name]
+            if type(value) is tuple:
+                numbers += value
+            else:
+                numbers.append(value)
+        return ctypes.create_string_buffer(self._packed.pack(*numbers), self._packed.size)
+
+
+def count_of(job: FilledJob) -> int:
+    """The number of a job's items."""
+    return ctypes.c_int64.from_buffer(job, _COUNT).value
+
+
+def expect_done(job: FilledJob) -> None:
+    """Raise where a kernel came back without having finished every item.
+
+    Raises:
+        MemoryError: no thread had scratch memory for the rest.
+    """
+    count, done = count_of(job), ctypes.c_int64.from_buffer(job, _DONE).value
+    if done != count:
+        raise MemoryError(
+            f"a CPU kernel finished {done} of {count} parts: the system gave no scratch memory for the others; "
+            "free memory or make the batch smaller"
+        )
+
+
+@instruction
+def take_item(typing: Any, job_address: Any) -> Any:
+    """Atomically draw the next item of the job at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+@instruction
+def _add(typing: Any, address: Any, number: Any) -> Any:
+    """Atomically add to the int64 at an address."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.atomic_rmw("add", builder.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@instruction
+def allocate(typing: Any, size: Any) -> Any:
+    """The address of so many bytes, or 0 where there are none: an exception in a kernel would be lost."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.ptrtoint(context.nrt.allocate_unchecked(builder, args[0]), ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@instruction
+def _release(typing: Any, address: Any) -> Any:
+    """Give back what `allocate` gave."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        context.nrt.free(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@inline
+def finish(job_address, done, scratch):  # type: ignore[no-untyped-def]  # numba infers
+    """Ends every kernel: counts the items that this thread finished, and gives its scratch memory back."""
+    _add(job_address + _DONE, done)
+    _release(scratch)
+
+
+class _Kernel(CFunc):
+    def enable_caching(self) -> None:
+        folder = Path(self.__wrapped__.__code__.co_filename).parent
+        self._cache: Any = DiskCache(self.__wrapped__, _sources_digest(folder))
+
+
+def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
+    """Compile a function of a pointer to a job at once, or load it from the disk cache.
+
+    The machine code lies beside the source file, or in the user's cache directory where that is read-only; where that
+    is read-only too, the kernel is compiled in every process.
+    """
+
+    def compile_kernel(function: Callable[..., None]) -> Any:
+        signature = normalize_signature(job.signature)  # type: ignore[no-untyped-call]  # as above
+        compiled = _Kernel(function, signature, locals={}, options={"error_model": "numpy"})
+        try:
+            compiled.enable_caching()
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            warn_not_kept(str(error))
+        compiled.compile()
+        return compiled
+
+    return compile_kernel
+
+
+@functools.cache
+def _sources_digest(folder: Path) -> int:
+    """Of the files that a kernel in a folder is made from."""
+    digest = 0
+    for path in sorted({*Path(__file__).parent.glob("*.py"), *folder.glob("numba_*.py")}):
+        digest = zlib.crc32(path.read_bytes(), digest)
+    return digest
