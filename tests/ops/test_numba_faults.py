@@ -4,6 +4,8 @@ import _thread
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -16,9 +18,11 @@ from numba import config
 from numba.core.caching import CacheImpl
 from numba.np.numpy_support import carray
 
-from wavemamba.ops import causal_conv1d, selective_scan
+from wavemamba import BackendUnavailable
+from wavemamba.ops import SlowBackendWarning, backends, causal_conv1d, selective_scan, warm_up
 from wavemamba.ops.cpu import disk_cache, kernels, runtime
 from wavemamba.ops.cpu.pool import Pool
+from wavemamba.ops.dispatch import backend
 
 JOB = kernels.Job(scratch=np.int64, target=np.int64)
 
@@ -55,11 +59,11 @@ needs_limits = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason=
 
 
 def wide_conv(x):
-    return causal_conv1d(x, torch.ones(1, 100_000), backend="numba").sum()
+    return causal_conv1d(x, torch.ones(1, 400_000), backend="numba").sum()
 
 
 def large_state_scan(x):
-    B = torch.ones(1, 1, 100_000)
+    B = torch.ones(1, 1, 300_000)
     return selective_scan(x, x.detach(), -B[0], B, B, backend="numba").sum()
 
 
@@ -68,7 +72,7 @@ def large_state_scan(x):
 def test_no_memory_for_the_scratch(call):
     x = torch.ones(1, 1, 1, requires_grad=True)
     loss = call(x)
-    with memory_left(30 << 20):
+    with memory_left(120 << 20):
         with pytest.raises(MemoryError, match="0 of 1 parts"):
             call(x.detach())
         with pytest.raises(MemoryError, match="0 of 1 parts"):
@@ -235,3 +239,38 @@ def test_two_processes_write_at_once(tmp_path):
     assert seen <= {None, 20_000}
     assert len(files.load("key")) == 20_000
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_numba_switched_off(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setattr(backend, "_warned", set())
+    x, weight = torch.randn(1, 4, 2), torch.randn(2, 3)
+    with pytest.warns(SlowBackendWarning, match="'torch': .*NUMBA_DISABLE_JIT"):
+        y = causal_conv1d(x, weight)
+    with pytest.raises(BackendUnavailable, match="NUMBA_DISABLE_JIT keeps numba from compiling; unset it"):
+        causal_conv1d(x, weight, backend="numba")
+    with pytest.raises(BackendUnavailable, match="NUMBA_DISABLE_JIT"):
+        warm_up()
+    assert any("NUMBA_DISABLE_JIT" in str(status) for status in backends())
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
+    assert torch.allclose(causal_conv1d(x, weight, backend="numba"), y, atol=1e-6)
+
+
+def test_vectors_follow_the_processor_that_numba_is_told(tmp_path):
+    code = (
+        "import torch, wavemamba.ops.cpu.runtime as runtime, wavemamba.ops.cpu.math as m;"
+        "from numba import njit; from wavemamba.ops.cpu.simd import HAS_SCALE, load, splat, store;"
+        "f = njit(lambda a, b: store(b, m.exp2_product(load(a), splat(0.5))));"
+        "x, y = torch.linspace(-20, 20, 32), torch.zeros(32); f(x.data_ptr(), y.data_ptr());"
+        "print(HAS_SCALE, (y.double().log2() - x.double() / 2).abs().max().item() < 1e-6,"
+        " runtime.sum_slices(torch.ones(3, 2)).tolist())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "generic"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.split("\n")[0] == "False True [3.0, 3.0]", result.stderr

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wavemamba.errors import BackendUnavailable
-from wavemamba.ops.dispatch.availability import INSTALLED
+from wavemamba.ops.dispatch.availability import INSTALLED, numba_is_switched_off
+from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF
 from wavemamba.ops.dispatch.kernel_op import kernels
 
 _OPS = ("selective_scan", "causal_conv1d", "haar")
@@ -16,9 +17,11 @@ def warm_up() -> None:
     workers, and when building a container image.
 
     Raises:
-        BackendUnavailable: numba is not installed.
+        BackendUnavailable: numba is not installed, or switched off.
     """
     if not INSTALLED["numba"]:
         raise BackendUnavailable("warm_up: expected numba, which is not installed; pip install numba")
+    if numba_is_switched_off():
+        raise BackendUnavailable(f"warm_up: expected a numba that compiles; {NUMBA_SWITCHED_OFF}")
     for op in _OPS:
         kernels(op, "numba")

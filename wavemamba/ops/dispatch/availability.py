@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF, Case
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_TRITON = (3, 3)
@@ -42,7 +42,14 @@ def numba(case: Case) -> str | None:
         return f"runs on the CPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"computes in float32, so {case.dtype} goes to 'torch' or 'reference'"
-    return None if INSTALLED["numba"] else "numba is not installed"
+    if not INSTALLED["numba"]:
+        return "numba is not installed"
+    return NUMBA_SWITCHED_OFF if numba_is_switched_off() else None
+
+
+def numba_is_switched_off() -> bool:
+    """Whether the environment keeps numba from compiling; it reads any number but 0 so."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0")
 
 
 def triton(case: Case) -> str | None:

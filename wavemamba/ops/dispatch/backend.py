@@ -26,7 +26,11 @@ ENVIRONMENT_VARIABLE = "WAVEMAMBA_BACKEND"
 
 
 class SlowBackendWarning(UserWarning):
-    """An automatic choice on a GPU fell back to a backend without a kernel."""
+    """An automatic choice fell back to a backend without a kernel, on a GPU or because numba is switched off."""
+
+
+NUMBA_SWITCHED_OFF = "NUMBA_DISABLE_JIT keeps numba from compiling; unset it"
+"""A refusal that says so aloud: nobody who sets that variable for another package expects these ops to be slow."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ def resolve(backends: Sequence[Backend], case: Case, argument: str = "auto") -> 
         if wanted in ("auto", backend.name):
             reason = backend.refuses(case)
             if reason is None:
-                if wanted == "auto" and backend.slow_on_gpu and case.device != "cpu":
+                unexpected = case.device != "cpu" or refusals.get("numba") == NUMBA_SWITCHED_OFF
+                if wanted == "auto" and backend.slow_on_gpu and unexpected:
                     _warn_slow(case, backend.name, refusals)
                 return backend.run
             refusals[backend.name] = reason
