@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import warnings
@@ -86,3 +87,22 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         with FolderLock(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("kind", ["symlink", "dangling", "hard link", "fifo", "folder"])
+def test_a_lock_that_is_no_plain_file_is_left_alone(tmp_path, kind):
+    precious, lock = tmp_path / "precious", tmp_path / "run" / ".lock"
+    precious.write_text("weeks of work")
+    lock.parent.mkdir()
+    make = {
+        "symlink": lambda: lock.symlink_to(precious),
+        "dangling": lambda: lock.symlink_to(tmp_path / "elsewhere"),
+        "hard link": lambda: os.link(precious, lock),
+        "fifo": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(ConfigError, match=r"\.lock: expected a plain file"), FolderLock(lock.parent):
+        pass
+    assert precious.read_text() == "weeks of work"
+    assert not (tmp_path / "elsewhere").exists()

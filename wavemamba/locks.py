@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -32,7 +33,7 @@ class FolderLock:
         enabled: whether to lock at all; of many processes, one should.
 
     Raises:
-        ConfigError: on entering, another process holds the lock.
+        ConfigError: on entering, another process holds the lock, or `.lock` is no plain file.
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 3.0, enabled: bool = True) -> None:
@@ -45,7 +46,7 @@ class FolderLock:
         if not self.enabled:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open_lock(self.folder / LOCK_FILE)
         try:
             self._acquire(descriptor)
         except BaseException:
@@ -87,3 +88,21 @@ class FolderLock:
 
     def _warn(self, reason: str) -> None:
         warnings.warn(f"{self.folder}: not locked ({reason}); see to it that no second job writes there", stacklevel=4)
+
+
+def _open_lock(path: Path) -> int:
+    """Open the lock file, making it where it is missing; a link is not followed, and nothing is cut or waited for."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    what = "a symbolic link"
+    if not path.is_symlink():
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            what = str(error)
+        else:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                return descriptor
+            os.close(descriptor)
+            what = "a file with other names" if stat.S_ISREG(found.st_mode) else "something else"
+    raise ConfigError(f"{path}: expected a plain file of this library's own, got {what}; move it away")

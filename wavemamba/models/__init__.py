@@ -1,7 +1,8 @@
 """Complete models, built from the public blocks; a folder a family."""
 
-from wavemamba.models.base import Condition, DiffusionModel, Model, TrainedFor
+from wavemamba.models.base import DiffusionModel, Model
 from wavemamba.models.config import DiffusionConfig, ModelConfig, PatchConfig
+from wavemamba.models.description import Condition, TrainedFor
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.parts import make_block

@@ -4,68 +4,21 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wavemamba.errors import ConfigError
 from wavemamba.models import saving
 from wavemamba.models.config import DiffusionConfig, ModelConfig
+from wavemamba.models.description import Condition, TrainedFor
 from wavemamba.models.features import capture_blocks
+from wavemamba.models.record import describe
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-@dataclass(frozen=True)
-class TrainedFor:
-    """What a model was trained for; saved beside its weights.
-
-    Args:
-        objective: the plain values of `Objective.to_dict()`: path, prediction, time sampling; None: not known.
-        autoencoder: the folder or hub id of the autoencoder whose latents it makes; None: it makes pixels, or it is not
-            known.
-        class_names: what its classes are called, in order; empty: not known.
-
-    Raises:
-        ConfigError: a value has another type.
-    """
-
-    objective: dict[str, Any] | None = None
-    autoencoder: str | None = None
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.objective is not None and not isinstance(self.objective, dict):
-            raise ConfigError(f"objective: expected a dict of plain values or None, got {self.objective!r}")
-        if self.autoencoder is not None and not isinstance(self.autoencoder, str):
-            raise ConfigError(f"autoencoder: expected a folder, a hub id or None, got {self.autoencoder!r}")
-        for name in self.class_names:
-            if not isinstance(name, str):
-                raise ConfigError(f"class_names: expected words, got {name!r}")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a diffusion model is told beside the image and the time.
-
-    Args:
-        kind: "class": `y` holds class ids; "none": nothing.
-        num_classes: classes, without the null class.
-        null_class: the id that stands for "any class", or None where there is none.
-        further: keywords that `forward` takes beside `y`.
-    """
-
-    kind: Literal["class", "none"]
-    num_classes: int = 0
-    null_class: int | None = None
-    further: tuple[str, ...] = ()
 
 
 class Model(nn.Module):
@@ -90,26 +43,46 @@ class Model(nn.Module):
     classifier: ClassVar[str | None] = None
     """The layer that knows the classes, for timm."""
 
+    builds_on_meta: ClassVar[bool] = False
+    """Whether all that the model holds is in parameters and saved buffers, so that loading need not build it twice."""
+
     config: Any
     """The configuration that the model has now."""
+    trained_for: TrainedFor
+    """What the model was trained for; to be set by whoever trains it."""
+    adapted: tuple[str, ...] = ()
+    """What was adapted when it was loaded from weights of another size."""
+    _made_on_meta: bool = False
     entry_point: str | None = None
     """The name that it was made by."""
 
     def __init__(self, config: ModelConfig, **parts: Callable[..., nn.Module] | None) -> None:
         super().__init__()
         self.config = config
+        self.trained_for = TrainedFor()
         self.given_parts = {name: part for name, part in parts.items() if part is not None}
 
     def needs(self) -> dict[str, str]:
         """What loading the model takes beside its folder: the name of each part that was passed, and of its maker."""
-        return {name: saving.describe(part) for name, part in self.given_parts.items()}
+        return {name: describe(part) for name, part in self.given_parts.items()}
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter and buffer anew."""
-        for module in list(self.modules())[:0:-1]:  # what a module holds comes before it
+        """Initialise every parameter and buffer anew, by the `reset_parameters` of each module.
+
+        Raises:
+            ConfigError: the model was built on the meta device, and a module has none.
+        """
+        on_meta = any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers()))
+        for name, module in list(self.named_modules())[:0:-1]:  # what a module holds comes before it
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if callable(reset):
                 reset()
+            elif self._made_on_meta and not on_meta and (module._parameters or module._buffers):
+                raise ConfigError(
+                    f"{name}: expected a module with reset_parameters, as the model was built on the meta device, got "
+                    f"{type(module).__name__}; give it one, or build the model elsewhere"
+                )
+        self._made_on_meta = self._made_on_meta or on_meta
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
         """Rename what a file holds to the names of this model.
@@ -118,6 +91,18 @@ class Model(nn.Module):
             The state, and a function from a name of this model to what the file calls it.
         """
         return dict(state), str
+
+    def adapt_state(self, state: dict[str, Tensor], changed: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+        """Fit weights of another size to this model, for fine-tuning.
+
+        Args:
+            state: parameters by this model's names.
+            changed: the options that the caller chose, which alone may differ from what the weights were made with.
+
+        Returns:
+            The state, and what was adapted, in words.
+        """
+        return state, []
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would harm."""
@@ -198,11 +183,6 @@ class DiffusionModel(Model, ABC):
     config: Any
     time_range: tuple[float, float] = (0.0, 1.0)
     """The times that the model accepts; solvers read it."""
-    trained_for: TrainedFor
-
-    def __init__(self, config: DiffusionConfig, **parts: Callable[..., nn.Module] | None) -> None:
-        super().__init__(config, **parts)
-        self.trained_for = TrainedFor()
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -311,19 +291,3 @@ class DiffusionModel(Model, ABC):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size; a family that can overrides this."""
         raise ConfigError(f"{type(self).__name__} cannot change its image size; build another with img_size={img_size}")
-
-
-class Recomputed:
-    """Mixed into a model whose blocks can be recomputed in the backward pass."""
-
-    grad_checkpointing: bool = False
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    def run_block(self, block: nn.Module, *args: Tensor | None) -> Any:
-        """Call a block, recomputed in the backward pass where asked."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)

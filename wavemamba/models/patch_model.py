@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,10 +13,12 @@ from wavemamba.errors import ConfigError
 from wavemamba.layers import LabelEmbed, PatchEmbed, TimeEmbed, modulate
 from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
 from wavemamba.layers.norm import plain_layer_norm
-from wavemamba.models.base import DiffusionModel, Recomputed
+from wavemamba.models.adapt import adapt_classes, adapt_dropout, adapt_input, adapt_output, adapt_position
+from wavemamba.models.base import DiffusionModel
 from wavemamba.models.config import PatchConfig
 from wavemamba.models.features import chosen_blocks, in_format
 from wavemamba.models.inputs import check_inputs
+from wavemamba.models.recompute import Recomputed
 
 
 class OutputLayer(nn.Module):
@@ -175,6 +177,46 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         """
         blocks: list[tuple[str, tuple[float, ...] | None]] = [(r"^blocks\.(\d+)", None), (r"^head", (99999,))]
         return {"stem": r"^pos_embed|^patch_embed|^time_embed|^label_embed", "blocks": blocks}
+
+    def adapt_state(self, state: dict[str, Tensor], changed: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+        """See `Model.adapt_state`: the table of classes, the positions, the patch layer and the output layer."""
+        state, notes = dict(state), []
+
+        def change(name: str, result: tuple[Tensor, str]) -> None:
+            state[name], note = result
+            if note not in notes:
+                notes.append(note)
+
+        def differs(name: str, rank: int) -> bool:
+            own = dict(self.named_parameters()).get(name)
+            return own is not None and name in state and state[name].dim() == rank and state[name].shape != own.shape
+
+        if "num_classes" in changed or "class_dropout" in changed:
+            self._adapt_labels(state, change)
+        if "img_size" in changed and differs("pos_embed", 4):
+            change("pos_embed", adapt_position(state["pos_embed"], *self.config.grid_size))
+        if "in_chans" in changed and differs("patch_embed.proj.weight", 4):
+            change("patch_embed.proj.weight", adapt_input(state["patch_embed.proj.weight"], self.in_chans))
+        for name, rank in (("head.linear.weight", 2), ("head.linear.bias", 1)):
+            if {"in_chans", "out_chans"} & set(changed) and differs(name, rank):
+                change(name, adapt_output(state[name], self.config.patch_size**2, self.out_chans))
+        return state, notes
+
+    def _adapt_labels(self, state: dict[str, Tensor], change: Callable[[str, tuple[Tensor, str]], None]) -> None:
+        name, bias = "label_embed.table.weight", "time_embed.mlp.2.bias"
+        old = state.get(name)
+        if self.label_embed is None:
+            if old is not None and bias in state:  # what y=None adds to the time is added for ever
+                del state[name]
+                change(bias, (state[bias] + old[-1], "label table: dropped, its last row added to the time's bias"))
+            return
+        fresh, classes = self.label_embed.table.weight, self.num_classes
+        if old is not None and (old.shape == fresh.shape or old.dim() != 2):
+            return
+        if old is not None and {old.shape[0], fresh.shape[0]} == {classes, classes + 1}:
+            change(name, adapt_dropout(old, fresh, classes))
+        else:
+            change(name, adapt_classes(old, fresh, classes))
 
     def get_classifier(self) -> nn.Module | None:
         """The table of class vectors."""

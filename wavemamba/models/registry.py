@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from wavemamba.errors import ConfigError
+from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.base import Model
 from wavemamba.models.family import EntryPoint, Family
-from wavemamba.models.weights import download, load_into
+from wavemamba.models.hub import download
+from wavemamba.models.loading import load_into
 from wavemamba.names import check_names
 
 _Thing = TypeVar("_Thing", bound=Callable[..., Model])
@@ -44,13 +45,18 @@ def create_model(
     Args:
         name: one of `list_models()`.
         pretrained: load the published weights from the Hugging Face hub.
-        checkpoint_path: load this file instead: the released names or this library's own.
+        checkpoint_path: load this file, or this saved folder, instead: the released names or this library's own. Where
+            `num_classes`, `class_dropout`, `img_size`, `in_chans` or `out_chans` is given and differs, the weights are
+            adapted; a warning, and `model.adapted`, say how. The weights get the model's dtype.
         **overrides: options of the family's configuration, for example `img_size`, `in_chans`, `num_classes`, `depth`,
             and the parts that its class takes, for example `make_block`.
 
     Raises:
         ConfigError: the name or an override is unknown, or a value is out of range.
         CheckpointError: there are no published weights of that name, or the weights do not fit.
+
+    Returns:
+        The model: in evaluation mode where weights were loaded, otherwise in training mode, as torch builds modules.
     """
     known = entry_points()
     check_names([str(name)], known, "model")
@@ -60,7 +66,7 @@ def create_model(
         weights = _published(name, entry)
     model = _build(name, entry, overrides)
     if weights is not None:
-        load_into(model, weights)
+        load_into(model, weights, changed=overrides)
         model.eval()
     return model
 
@@ -165,8 +171,6 @@ def _build(name: str, entry: EntryPoint, overrides: Mapping[str, Any]) -> Model:
 
 
 def _published(name: str, entry: EntryPoint) -> str:
-    from wavemamba.errors import CheckpointError
-
     if entry.published is None:
         others = [other for other, found in entry_points().items() if found.published]
         raise CheckpointError(

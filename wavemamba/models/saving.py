@@ -5,45 +5,44 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wavemamba.errors import CheckpointError, ConfigError
-from wavemamba.files import written_aside
-from wavemamba.models.weights import download, load_strictly, read_safetensors
-from wavemamba.version import __version__
+from wavemamba.files import write_atomically, written_aside
+from wavemamba.models.building import build_to_load, has_meta
+from wavemamba.models.hub import find_file
+from wavemamba.models.record import CONFIG_KEY, CONFIG_NAME, WEIGHTS_NAME, read_record, record_of, trained_for
+from wavemamba.models.tensor_file import TensorFile, write_tensors
+from wavemamba.models.weights import load_strictly
 
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-_MOST_CONFIG_BYTES = 2**24
-
-
-def describe(part: Callable[..., Any]) -> str:
-    """The name of a function that makes a part, for people: it is never imported from a file."""
-    name = getattr(part, "__qualname__", None) or type(part).__qualname__
-    return f"{getattr(part, '__module__', None) or type(part).__module__}.{name}"
-
 
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
-    """See `Model.save_pretrained`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """See `Model.save_pretrained`.
 
-    target = Path(folder)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    text = json.dumps(_record(model), indent=2) + "\n"
+    The weights' file holds the configuration too, and is renamed last: until then the folder loads as it did before.
+    """
+    state = _saved_state(model)
+    text = json.dumps(record_of(model), indent=2) + "\n"
+    target, before = Path(folder), None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with written_aside(target / CONFIG_NAME) as config, written_aside(target / WEIGHTS_NAME) as weights:
-            save_file(state, weights, metadata={"format": "pt"})
-            config.write_text(text)
-    except (OSError, ValueError, SafetensorError) as error:
+        config = target / CONFIG_NAME
+        with written_aside(target / WEIGHTS_NAME) as weights:
+            write_tensors(weights, state, {"format": "pt", CONFIG_KEY: text})
+            before = config.read_bytes() if config.exists() else None
+            write_atomically(config, text.encode())
+    except (OSError, ValueError) as error:
+        if before is not None:
+            with suppress(OSError):
+                write_atomically(target / CONFIG_NAME, before)
         size = sum(tensor.nbytes for tensor in state.values()) / 2**20
         raise CheckpointError(
             f"{target}: expected a folder that takes {size:,.0f} MiB, got: {error}; what it held is as it was; "
@@ -61,12 +60,32 @@ def load(
     parts: Mapping[str, Callable[..., nn.Module]] | None = None,
 ) -> Model:
     """See `Model.from_pretrained`; without a class, `config.json` says which family it is."""
-    config_path = _find(source, CONFIG_NAME, revision)
-    record = _read_record(config_path)
-    cls = _class_of(config_path, record) if cls is None else cls
-    model = _build(config_path, record, cls, dict(parts or {}))
-    load_strictly(model, read_safetensors(_find(source, WEIGHTS_NAME, revision)))
-    return model.to(device=device, dtype=dtype).eval()
+    weights = TensorFile(find_file(source, WEIGHTS_NAME, revision))
+    path, record = read_record(source, weights, revision)
+    cls = _class_of(path, record) if cls is None else cls
+    given = dict(parts or {})
+
+    on_meta = cls.builds_on_meta and not given and not record.get("needs")
+
+    def build() -> Model:
+        return _build(path, record, cls, given)
+
+    def place(tensor: Tensor) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() else None
+        return tensor.to(device=device or "cpu", dtype=wanted)
+
+    try:
+        model = build_to_load(build, weights.shapes(), on_meta=on_meta)
+        load_strictly(model, dict(weights.read(place)), assign=True)
+        if has_meta(model):  # what is not saved, a buffer for example, is there once the model is built for real
+            state = model.state_dict()
+            model = build_to_load(build, weights.shapes(), on_meta=False)
+            load_strictly(model, state, assign=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    model = model.to(device=device)
+    model.trained_for = trained_for(path, record)
+    return model.eval()
 
 
 def load_pretrained(
@@ -81,30 +100,15 @@ def load_pretrained(
     return load(folder_or_hub_id, dtype=dtype, device=device, revision=revision, parts=parts)
 
 
-def _record(model: Model) -> dict[str, Any]:
-    trained = getattr(model, "trained_for", None)
-    record = {
-        "wavemamba": __version__,
-        "family": model.family,
-        "config": model.config.to_dict(),
-        "objective": trained.objective if trained else None,
-        "autoencoder": trained.autoencoder if trained else None,
-        "class_names": list(trained.class_names) if trained else [],
-    }
-    needs = model.needs()
-    return {**record, "needs": needs} if needs else record
-
-
-def _read_record(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            text = file.read(_MOST_CONFIG_BYTES)
-        values = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON, got: {error}; save the model again") from error
-    if not isinstance(values, dict) or not isinstance(values.get("family"), str):
-        raise CheckpointError(f"{path}: expected the configuration of a model that this library saved, got another's")
-    return values
+def _saved_state(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if value.is_meta or value.layout != torch.strided or value.is_quantized:
+            raise CheckpointError(
+                f"{name}: expected a dense tensor with values, got one on {value.device} of {value.layout}"
+            )
+        state[name] = value.detach().cpu()
+    return state
 
 
 def _class_of(path: str, record: Mapping[str, Any]) -> type[Model]:
@@ -119,29 +123,17 @@ def _class_of(path: str, record: Mapping[str, Any]) -> type[Model]:
 def _build(path: str, record: Mapping[str, Any], cls: type[Model], parts: dict[str, Any]) -> Model:
     if record["family"] != cls.family:
         raise CheckpointError(
-            f"{path}: expected the configuration of a {cls.__name__}, got one of the family {record['family']!r}; "
+            f"expected the configuration of a {cls.__name__}, got one of the family {record['family']!r}; "
             "wavemamba.models.load_pretrained takes every family"
         )
     needs = record.get("needs") or {}
     missing = [name for name in needs if name in cls.parts and name not in parts]
     if missing:
         listed = ", ".join(f"{name}= (it was {needs[name]})" for name in missing)
-        raise CheckpointError(f"{path}: expected what the model was built with; pass {listed}")
+        raise CheckpointError(f"expected the parts that the model was built with; pass {listed}")
     try:
         config = cls.config_class.from_dict(record.get("config") or {})
         return cls(config, **parts)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def _find(source: str | os.PathLike[str], name: str, revision: str | None) -> str:
-    try:
-        folder = Path(source)
-        if (folder / name).is_file():
-            return str(folder / name)
-        is_folder = folder.is_dir()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source!r}: expected a folder or a hub id, got: {error}") from error
-    if is_folder:
-        raise CheckpointError(f"{folder}: expected a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, {name} is missing")
-    return download(str(source), name, revision)
+        hint = f"; register {', '.join(needs.values())} before" if needs else ""
+        raise CheckpointError(f"{error}{hint}") from error

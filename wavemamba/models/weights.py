@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    from wavemamba.models.base import Model
+from wavemamba.models.hub import path_of
+from wavemamba.models.tensor_file import TensorFile
 
 Weights = Literal["ema", "model"]
 # Which part of a training checkpoint to take, the first that is there.
@@ -27,13 +28,15 @@ _PARTS: dict[str, tuple[str, ...]] = {
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel saves beside the weights
 _SLACK = 2**20
+_INDEX = ".safetensors.index.json"
 
 
 def read_weights(path: str | os.PathLike[str], weights: Weights = "ema") -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors` file, or of a checkpoint written by `torch.save`.
 
-    Nothing in the file is run: only tensors, plain containers and `argparse.Namespace` are accepted. What wrappers put
-    before names (`module.`, `_orig_mod.`) is dropped.
+    An index of shards (`model.safetensors.index.json`) is read with the shards beside it. Nothing in the file is run:
+    only tensors, plain containers and `argparse.Namespace` are accepted. What wrappers put before names (`module.`,
+    `_orig_mod.`) is dropped.
 
     Args:
         path: the file.
@@ -46,50 +49,24 @@ def read_weights(path: str | os.PathLike[str], weights: Weights = "ema") -> dict
     """
     if weights not in _PARTS:
         raise ConfigError(f"weights: expected one of {', '.join(_PARTS)}, got {weights!r}")
-    file = Path(path)
-    try:
-        found = file.is_file()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path!r}: expected the path of a checkpoint file, got: {error}") from error
-    if not found:
+    file = path_of(path)
+    if not file.is_file():
         raise CheckpointError(f"{file}: expected a checkpoint file, found none; check the path")
+    if file.name.endswith(_INDEX):
+        return _without_wrappers(file, _read_shards(file))
     if file.suffix == ".safetensors":
         return _without_wrappers(file, read_safetensors(file))
-    content = _unpickle(file)
-    if isinstance(content, dict) and not is_state(content):
-        parts = [key for key in _PARTS[weights] if isinstance(content.get(key), dict)]
-        content = content[parts[0]] if parts else list(content)
-    if not isinstance(content, dict) or not is_state(content):
-        keys = " or ".join(map(repr, _PARTS[weights]))
-        raise CheckpointError(f"{file}: expected named tensors, or a dict with {keys}, got {str(content)[:200]}")
-    _expect_plausible(file, content)
-    return _without_wrappers(file, content)
+    return _without_wrappers(file, _unpickle(file, _PARTS[weights]))
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors file; a damaged one is a `CheckpointError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got: {error}; fetch it again") from error
+    return dict(TensorFile(path).read())
 
 
 def is_state(content: Mapping[Any, Any]) -> bool:
     """Whether a mapping holds named tensors and nothing else."""
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-
-
-def load_into(model: Model, path: str | os.PathLike[str]) -> None:
-    """Copy a checkpoint file, in this library's names or others that the family knows, into a model.
-
-    Raises:
-        CheckpointError: a name is missing, extra or misshapen; the model is left as it was.
-    """
-    state, called = model.import_state(read_weights(path))
-    load_strictly(model, state, called)
 
 
 def load_strictly(
@@ -107,8 +84,15 @@ def load_strictly(
     """
     expect_fit(model, state, called)
     _warn_of_non_finite(state, called)
+    tied: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False) if assign else ():
+        tied.setdefault(id(parameter), []).append(name)
     with torch.no_grad():
         model.load_state_dict(state, assign=assign)
+    for first, *others in tied.values():
+        for other in others:  # one parameter under several names stays one
+            holder, _, name = other.rpartition(".")
+            setattr(model.get_submodule(holder), name, model.get_parameter(first))
 
 
 def expect_fit(model: nn.Module, state: Mapping[str, Tensor], called: Callable[[str], str] = str) -> None:
@@ -128,27 +112,43 @@ def expect_fit(model: nn.Module, state: Mapping[str, Tensor], called: Callable[[
         )
 
 
-def download(repository: str, name: str, revision: str | None = None, cache_dir: str | None = None) -> str:
-    """Fetch a file from the Hugging Face hub, or its cache; what fails is a `CheckpointError`."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+def _unpickle(file: Path, key_order: tuple[str, ...]) -> dict[str, Tensor]:
     try:
-        return str(huggingface_hub.hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{repository}: expected a folder, or a hub repository with {name} that can be read, got: {error}"
-        ) from error
-
-
-def _unpickle(file: Path) -> Any:
-    try:
+        # Mapped, so that of a training checkpoint the part that is wanted alone is read; what torch wrote before zip
+        # files cannot be.
+        mapped = zipfile.is_zipfile(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's reader fails in many ways on damaged bytes, an index error among them
         raise CheckpointError(
             f"{file}: expected a whole checkpoint of tensors alone, got: {error}; fetch it from a source you trust"
         ) from error
+    if isinstance(content, dict) and not is_state(content):
+        found = [key for key in key_order if isinstance(content.get(key), dict)]
+        content = content[found[0]] if found else list(content)
+    if not isinstance(content, dict) or not is_state(content):
+        keys = " or ".join(map(repr, key_order))
+        raise CheckpointError(f"{file}: expected named tensors, or a dict with {keys}, got {str(content)[:200]}")
+    _expect_plausible(file, content)
+    if not mapped:
+        return content
+    return {name: tensor.clone() if tensor.layout == torch.strided else tensor for name, tensor in content.items()}
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: expected an index of shards, got: {error!r}; fetch it again") from error
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\\" in shard or shard == "..":
+            raise CheckpointError(f"{index}: expected shards that lie beside it, got {shard!r}; do not trust this file")
+        for name, tensor in TensorFile(index.parent / shard).read():
+            if name in state:
+                raise CheckpointError(f"{index}: expected one tensor a name, got {name!r} twice; fetch it again")
+            state[name] = tensor
+    return state
 
 
 def _expect_plausible(file: Path, state: Mapping[str, Tensor]) -> None:

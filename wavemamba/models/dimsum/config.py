@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from wavemamba.blocks.fusion import FUSION_MODES
 from wavemamba.layers.mixers.mamba1 import CONDITIONINGS, Conditioning
-from wavemamba.models.config import PatchConfig, expect, expect_whole
+from wavemamba.models.config import MOST, PatchConfig, expect, expect_whole
 from wavemamba.models.parts import part_names, reserve
 from wavemamba.ops.haar import LAYOUTS, Layout
 from wavemamba.scans import scan_order
@@ -105,8 +104,8 @@ class DiMSUMConfig(PatchConfig):
         }
         for name, values in choices.items():
             expect(name, getattr(self, name), values.__contains__, f"one of {', '.join(values)}")
-        fits = f"a number that gives a hidden width >= 1 from dim = {self.dim}"
-        expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim < math.inf, fits)
+        fits = f"a number that gives a hidden width from 1 to {MOST} from dim = {self.dim}"
+        expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim <= MOST, fits)
         if self.attention_every and self.attention in ATTENTIONS:
             fits = f"a divisor of dim = {self.dim}"
             expect("attention_heads", self.attention_heads, lambda v: self.dim % v == 0, fits)

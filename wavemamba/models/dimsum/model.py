@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.layers import AdaLN, MambaMixer, make_norm
+from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dimsum import parts
 from wavemamba.models.dimsum.config import PARTS, DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec, layer_plan
 from wavemamba.models.dimsum.released_names import is_released, rename
 from wavemamba.models.parts import registered_part
 from wavemamba.models.patch_model import PatchDiffusionModel
-from wavemamba.models.saving import describe
+from wavemamba.models.record import describe
 
 
 class DiMSUM(PatchDiffusionModel):
@@ -34,16 +35,18 @@ class DiMSUM(PatchDiffusionModel):
     config: DiMSUMConfig
     config_class = DiMSUMConfig
     parts = ("make_block",)
+    builds_on_meta = True
 
     def __init__(
         self, config: DiMSUMConfig, *, make_block: Callable[[DiMSUMConfig, BlockSpec], nn.Module] | None = None
     ) -> None:
-        super().__init__(config, make_block=make_block)
-        self.plan = layer_plan(config)
-        self.blocks = nn.ModuleList((make_block or parts.make_block)(config, spec) for spec in self.plan)
-        first_places = {spec.attention: spec for spec in reversed(self.plan) if spec.attention is not None}
-        self.attentions = nn.ModuleList(parts.make_attention(config, first_places[i]) for i in sorted(first_places))
-        self.final_norm = make_norm(config.norm, config.dim) if config.final_norm else None
+        with drawing_nothing():
+            super().__init__(config, make_block=make_block)
+            self.plan = layer_plan(config)
+            self.blocks = nn.ModuleList((make_block or parts.make_block)(config, spec) for spec in self.plan)
+            first_places = {spec.attention: spec for spec in reversed(self.plan) if spec.attention is not None}
+            self.attentions = nn.ModuleList(parts.make_attention(config, first_places[i]) for i in sorted(first_places))
+            self.final_norm = make_norm(config.norm, config.dim) if config.final_norm else None
         self.reset_parameters()
 
     def needs(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.released_names import is_released
-from wavemamba.models.weights import Weights, is_state, load_strictly, read_weights
+from wavemamba.models.weights import Weights, expect_fit, is_state, load_strictly, read_weights
 from wavemamba.names import check_names
 
 _REQUIRED = ("img_resolution", "patch_size", "hidden_size", "depth", "num_classes")
@@ -28,7 +28,9 @@ _KEYWORDS = {
 }  # fmt: skip
 
 
-def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> DiMSUM:
+def from_released(
+    state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None
+) -> DiMSUM:
     """Build a model from the released code's parameters.
 
     The condition's projections inside the mixers, which have no effect there, and constant filters are dropped.
@@ -37,6 +39,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | 
         state_dict: the released names and shapes.
         config: the released code's constructor keywords; None: what names and shapes tell is inferred from them, a
             square image, and the published recipe for the rest (attention every 4 blocks, Haar bands, no paths).
+        dtype: of the model; None: as the parameters are.
 
     Returns:
         The model, on the CPU, in evaluation mode. A model with one class and no null class is unconditional.
@@ -45,18 +48,14 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | 
         CheckpointError: a name is missing, extra or misshapen, or the variant is none that this library has.
         ConfigError: a keyword is missing or unknown, or a value is out of range.
     """
-    if not isinstance(state_dict, Mapping) or not is_state(state_dict) or not is_released(state_dict):
-        came = list(state_dict)[:5] if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise CheckpointError(
-            f"expected tensors with the released DiMSUM names, such as 'x_embedder.proj.weight', got {came}; a folder "
-            "saved by this library is read by DiMSUM.from_pretrained"
-        )
-    model = DiMSUM(_infer(state_dict) if config is None else _translate(config))
-    load_strictly(model, *model.import_state(state_dict))
-    return model.eval()
+    _expect_released(state_dict)
+    options = _infer(state_dict) if config is None else _translate(config)
+    return _loaded({name: tensor.clone() for name, tensor in state_dict.items()}, options, dtype)
 
 
-def load_released(path: str | os.PathLike[str], weights: Weights = "ema") -> DiMSUM:
+def load_released(
+    path: str | os.PathLike[str], weights: Weights = "ema", *, dtype: torch.dtype | None = None
+) -> DiMSUM:
     """Read a released checkpoint: `.pt` (`epoch, model, ema, opt, args`), `.bin` or `.safetensors`.
 
     Nothing in the file is run: only tensors, plain containers and `argparse.Namespace` are accepted.
@@ -65,6 +64,7 @@ def load_released(path: str | os.PathLike[str], weights: Weights = "ema") -> DiM
         path: the file.
         weights: which weights of a `.pt` file to take: "ema", the averaged ones, or "model"; "ema" takes the model's
             where there is no average.
+        dtype: of the model; None: as in the file.
 
     Returns:
         The model, on the CPU, in evaluation mode; see `from_released`.
@@ -73,7 +73,28 @@ def load_released(path: str | os.PathLike[str], weights: Weights = "ema") -> DiM
         CheckpointError: the file is missing, damaged or unsafe, or does not fit.
         ConfigError: `weights` is neither.
     """
-    return from_released(read_weights(path, weights))
+    state = read_weights(path, weights)
+    _expect_released(state)
+    return _loaded(state, _infer(state), dtype)
+
+
+def _loaded(state: dict[str, Tensor], config: DiMSUMConfig, dtype: torch.dtype | None) -> DiMSUM:
+    # Built without values, and compared with the file before any are allocated; then given the file's tensors.
+    with torch.device("meta"):
+        model = DiMSUM(config)
+    own, called = model.import_state(state)
+    expect_fit(model, own, called)
+    load_strictly(model, {name: tensor.to(dtype=dtype) for name, tensor in own.items()}, called, assign=True)
+    return model.eval()
+
+
+def _expect_released(state: object) -> None:
+    if not isinstance(state, Mapping) or not is_state(state) or not is_released(state):
+        came = list(state)[:5] if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(
+            f"expected tensors with the released DiMSUM names, such as 'x_embedder.proj.weight', got {came}; a folder "
+            "saved by this library is read by DiMSUM.from_pretrained"
+        )
 
 
 def _translate(released: Mapping[str, Any]) -> DiMSUMConfig:

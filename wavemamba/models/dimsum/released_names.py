@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -97,13 +98,21 @@ def rename(
         name = own_name(released)
         if name.endswith(".conv_weight") and tensor.dim() == 3:
             tensor = tensor.squeeze(1)  # (E, 1, width): a depthwise convolution has one input channel
-        if name == "pos_embed" and tensor.dim() == 3 and tensor.shape[1] == height * width:
-            tensor = tensor.unflatten(1, (height, width))
+        if name == "pos_embed" and tensor.dim() == 3:
+            tensor = _on_grid(tensor, height, width)
         transformer = re.match(r"attentions\.(\d+)\.", name)
         if transformer and int(transformer[1]) >= transformers > 0:
             continue  # the released code makes one more independent transformer than it has places for
         renamed[name], called[name] = tensor, released
     return renamed, lambda name: called.get(name) or released_name(name, config)
+
+
+def _on_grid(position: Tensor, height: int, width: int) -> Tensor:
+    side = math.isqrt(position.shape[1])
+    if position.shape[1] == height * width:
+        return position.unflatten(1, (height, width))
+    # Of another size than the model: released models are square.
+    return position.unflatten(1, (side, side)) if side > 0 and position.shape[1] == side * side else position
 
 
 def is_weight(released: str) -> bool:
