@@ -15,6 +15,7 @@ def train(arguments, output):
     import torch
     import train_dimsum
 
+    os.setpgid(0, 0)  # a group of its own, with its loader workers
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as the script's own loaders on Linux, not the server's way
     with open(output, "a", buffering=1) as file:

@@ -44,7 +44,7 @@ def test_leaves_a_model_a_log_samples_and_checkpoints(train):
     assert Checkpoints(out / "checkpoints").steps() == [4, 6]
     assert list((out / "tensorboard").iterdir())
     _, state = Checkpoints(out / "checkpoints").load()
-    assert {"model", "ema", "optimizer", "schedule", "step", "random", "settings"} <= state.keys()
+    assert {"model", "ema", "optimizer", "loss_scale", "step", "random", "settings"} <= state.keys()
     assert {"python", "numpy", "torch", "cuda"} == state["random"][0].keys()
 
 
@@ -120,6 +120,27 @@ def test_a_full_disk_stops_with_the_last_good_checkpoint_intact(train, capsys):
     assert Checkpoints(out / "checkpoints").load()[0] == 4
     assert train("a", "--save-every=2")[1] == 0
     assert weights(out) == weights(train("whole")[0])
+
+
+def test_a_disk_that_is_still_full_at_the_second_start_is_named(train, capsys):
+    out, _ = train("a", "--save-every=2", steps=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert train("a", "--save-every=2")[1] == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "free some space" in error
+    assert "MiB are free there" in error
+    assert len(losses(out)) == 4
+    assert Checkpoints(out / "checkpoints").load()[0] == 4
+
+
+def test_a_model_of_another_width_is_named_though_changes_are_accepted(train, capsys):
+    train("a", steps=2)
+    assert train("a", "--accept-changes", "--set", "dim=32")[1] == 1
+    assert "tensors differ" in capsys.readouterr().err
 
 
 def test_one_class_is_unconditional_and_a_folder_of_images_works(train, tmp_path):
@@ -258,11 +279,12 @@ def wait_for_a_log(process, out, steps=1):
         time.sleep(0.01)
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, launch):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 2)])
+def test_a_signal_to_the_process_group_saves_and_exits_with_0(tmp_path, launch, number, workers):
     out, output = tmp_path / "a", tmp_path / "output.txt"
-    process = launch(options_of_a_long_run(out), output)
+    process = launch(options_of_a_long_run(out, f"--workers={workers}"), output)
     wait_for_a_log(process, out, 3)
-    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     assert process.wait(300) == 0
     step, _ = Checkpoints(out / "checkpoints").load()
     assert step == len(losses(out)) >= 3

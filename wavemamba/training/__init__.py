@@ -6,7 +6,7 @@ from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.grids import image_grid, to_uint8
 from wavemamba.training.log import RunLog, read_log
-from wavemamba.training.loop import Batch
+from wavemamba.training.parts import Batch
 from wavemamba.training.progress import Progress
 from wavemamba.training.sample_grids import SampleGrids
 from wavemamba.training.schedules import LR_SCHEDULES, learning_rate_factor

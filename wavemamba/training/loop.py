@@ -3,169 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from wavemamba.data import Batches, Source, hold_out, slices_of_batch
-from wavemamba.diffusion import Objective
+from wavemamba.data import Batches
 from wavemamba.errors import WavemambaError
 from wavemamba.files import write_atomically
 from wavemamba.locks import FolderLock
-from wavemamba.seeds import generator_for
-from wavemamba.training.averages import Averages
-from wavemamba.training.callbacks import Callback, Outcome
-from wavemamba.training.checkpoint_files import Checkpoints
-from wavemamba.training.config import TrainConfig
-from wavemamba.training.log import RunLog
-from wavemamba.training.loss_scale import LossScale
+from wavemamba.training.callbacks import Outcome
+from wavemamba.training.parts import RunParts
 from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
-from wavemamba.training.schedules import learning_rate_factor
-from wavemamba.training.state import TrainState
 from wavemamba.training.stopping import StopSignal, check_same_settings
 from wavemamba.training.writing import writing
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class Batch(NamedTuple):
-    """A part of a step's examples, with the times and the noise that were drawn for it."""
-
-    x: Tensor
-    """(b, c, h, w), data."""
-    y: Tensor | None
-    """(b,) int64, classes; None where there is one class only."""
-    t: Tensor
-    """(b,), times."""
-    x0: Tensor
-    """(b, c, h, w), noise."""
-
-
-class TrainingLoop(ABC):
-    """The part of a `Trainer` that is not meant to be overridden.
-
-    Args:
-        config: what is trained, and how.
-        callbacks: told what happens.
-    """
-
-    def __init__(self, config: TrainConfig, callbacks: Sequence[Callback]) -> None:
-        self.config = config
-        self.out = Path(config.out)
-        self.callbacks = list(callbacks)
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
-        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
-        self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.keep)
-        self.log = RunLog(self.out, enabled=self.main)
-        self._moments: deque[float] = deque(maxlen=20)  # when the last steps ended
-        self._built = False
-
-    @abstractmethod
-    def build_data(self) -> Source:
-        """The source to train on."""
-
-    @abstractmethod
-    def build_model(self) -> nn.Module:
-        """The model at step 0."""
-
-    @abstractmethod
-    def build_objective(self) -> Objective:
-        """What the model is trained for."""
-
-    @abstractmethod
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser of the model."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of every example, (b,)."""
-
-    @abstractmethod
-    def evaluate(self) -> dict[str, float]:
-        """Numbers for the log."""
-
-    @abstractmethod
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Write an averaged model."""
-
-    @property
-    def step(self) -> int:
-        """Optimiser steps done."""
-        return self.state.step
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the data; 0 where there is one class only."""
-        return len(self.source.classes) if len(self.source.classes) > 1 else 0
-
-    @property
-    def averaged_model(self) -> nn.Module:
-        """The averaged weights of the first decay, sharded where the model is; in evaluation mode."""
-        return self.averages.first
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the next step."""
-        return float(self.state.schedule.get_last_lr()[0])
-
-    @property
-    def images_per_second(self) -> float:
-        """Over the last steps, all processes together; 0 until there are two."""
-        seconds = self._moments[-1] - self._moments[0] if len(self._moments) > 1 else 0.0
-        return self.config.batch_size * (len(self._moments) - 1) / seconds if seconds else 0.0
-
-    def settings(self) -> dict[str, Any]:
-        """What makes this run another run when it changes."""
-        own: dict[str, Any] = {"examples": self.examples, "classes": list(self.source.classes)}
-        own["fingerprint"] = self._fingerprint
-        if self.config.schedule != "constant":
-            own["steps"] = self.total_steps
-        return {**self.config.settings(), **own}
-
-    def prepare(self) -> None:
-        """Build data, model, objective and optimiser; `train` does it where it was not done."""
-        if self._built:
-            return
-        c, accelerator = self.config, self.accelerator
-        self.source, self.held_out = hold_out(self.build_data(), c.holdout, c.seed)
-        self.examples = self.source.num_examples
-        self._fingerprint = self.source.fingerprint()
-        self.total_steps = c.total_steps(self.examples)
-        self._share = {"rank": rank(), "processes": accelerator.num_processes, "accumulate": c.accumulate}
-        self._slices = slices_of_batch(c.batch_size, **self._share)
-        self.objective = self.build_objective()
-        seed_everything(c.seed, "weights")
-        model = self.build_model()
-        self.averages = Averages(model, c.ema, warmup=c.ema_warmup, device=self.device)
-        self._unsharded = copy.deepcopy(model).to("meta") if accelerator.is_fsdp2 else None
-        if c.checkpoint_activations:
-            set_checkpointing: Any = model.set_grad_checkpointing
-            set_checkpointing(True)
-        if c.compile:
-            model.compile()
-        self.model, optimizer = accelerator.prepare(model, self.build_optimizer(model))
-        if accelerator.is_fsdp2:
-            self.averages.shard(accelerator)
-        factor = learning_rate_factor(c.schedule, warmup=c.warmup, steps=self.total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)
-        scale = LossScale(enabled=c.precision == "fp16")
-        whole = accelerator.unwrap_model(self.model)
-        self.state = TrainState(whole, self.averages.models, optimizer.optimizer, schedule, scale)
-        # The sum of the losses and their number since the last line of the log.
-        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self._built = True
+class TrainingLoop(RunParts):
+    """The part of a `Trainer` that is not meant to be overridden."""
 
     def train(self) -> Outcome:
         """From where the run stands to its end.
@@ -187,9 +47,7 @@ class TrainingLoop(ABC):
                 self._tell("on_start")
                 outcome = self._steps(stop)
             finally:
-                with contextlib.ExitStack() as ends:  # every callback is told, whatever another one raises
-                    for callback in reversed(self.callbacks):
-                        ends.callback(callback.on_end, self, outcome)  # type: ignore[arg-type]  # self is a Trainer
+                self._end(outcome)
         return outcome
 
     def _steps(self, stop: StopSignal) -> Outcome:
@@ -220,6 +78,14 @@ class TrainingLoop(ABC):
         for callback in self.callbacks:
             getattr(callback, event)(self, *values)
 
+    def _end(self, outcome: Outcome) -> None:
+        """Tell every callback, whatever another one raises; the run's own error is the one that goes on."""
+        with contextlib.ExitStack() as ends:
+            if outcome == "failed":
+                ends.enter_context(contextlib.suppress(Exception))
+            for callback in reversed(self.callbacks):
+                ends.callback(callback.on_end, self, outcome)  # type: ignore[arg-type]  # self is a Trainer
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         c = self.config
         return iter(
@@ -234,20 +100,6 @@ class TrainingLoop(ABC):
                 **self._share,
             )
         )
-
-    def batch(self, x: Tensor, y: Tensor, purpose: str, number: int, part: slice) -> Batch:
-        """A part of batch `number`; times and noise are drawn whole: they do not depend on who takes which part."""
-        count, generator = self.config.batch_size, generator_for(self.config.seed, purpose, number)
-        interval = self.objective.train_interval
-        t = self.objective.time_sampling.sample(count, interval, generator=generator)
-        x0 = torch.randn(count, *self.source.shape, generator=generator, device="cpu", dtype=torch.float32)
-        x, y, t, x0 = (tensor.to(self.device, non_blocking=True) for tensor in (x, y, t[part], x0[part]))
-        return Batch(x, y if self.num_classes else None, t, x0)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which losses are computed."""
-        dtype = AUTOCAST.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimiser step; all its randomness comes from the seed and the step's number."""
@@ -271,9 +123,9 @@ class TrainingLoop(ABC):
             state.optimizer.step()
             self._losses[0] += total
             self._losses[1] += 1
-        state.schedule.step()
         state.optimizer.zero_grad()
         state.step += 1
+        state.rates.set(state.step)
         if taken:
             self.averages.update(state.model, state.step)
         elif state.loss_scale.exhausted:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 from wavemamba.names import choose
 
 LR_SCHEDULES = ("constant", "cosine")
@@ -35,3 +37,28 @@ def learning_rate_factor(schedule: str, *, warmup: int, steps: int) -> Callable[
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
+
+
+class LearningRates:
+    """Sets an optimiser's learning rates as a function of the step; nothing of it has to be saved.
+
+    Args:
+        optimizer: its groups' rates are those that the factor is applied to.
+        factor: of the steps done.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+        self.optimizer = optimizer
+        self.factor = factor
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.set(0)
+
+    def set(self, step: int) -> None:
+        """Set the rates of the step that comes after `step` steps."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(step)
+
+    @property
+    def current(self) -> float:
+        """The first group's rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
