@@ -25,8 +25,8 @@ from wavemamba import CheckpointError, DiMSUM, WavemambaError
 from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, device, number
 from wavemamba.diffusion import (
+    GUIDANCE_SCHEDULES,
     ODE_SOLVERS,
-    SCHEDULES,
     STEP_CONTROLS,
     Autoencoder,
     ClassifierFreeGuidance,
@@ -157,7 +157,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--step-control", choices=STEP_CONTROLS,
         help="who shares the steps of an adaptive solver (default: sample with dopri5 and bosh3)")  # fmt: skip
     add("--guidance", type=number(float, 0), default=d.guidance, help="classifier-free guidance; 1: none")
-    add("--guidance-schedule", choices=SCHEDULES, default=d.guidance_schedule, help="over time")
+    add("--guidance-schedule", choices=GUIDANCE_SCHEDULES, default=d.guidance_schedule, help="over time")
     add("--guidance-interval", type=float, nargs=2, default=d.guidance_interval, metavar=("FROM", "TO"),
         help="times in which guidance acts, 0 noise, 1 data")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), default=d.dtype, help="of the model; solvers keep float32 at least")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+from typing import Any
 
 from torch import Tensor
 
@@ -45,3 +48,52 @@ def expect_size(name: str, value: object) -> None:
     """Raise `ConfigError` unless a size is an int >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}: expected an int >= 1, got {value!r}")
+
+
+def expect_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    remedy: str = "",
+) -> float:
+    """Return a finite real number within its bounds.
+
+    Args:
+        name: the argument's name.
+        value: what was passed.
+        least: the smallest number allowed.
+        most: the largest number allowed.
+        above: what the number must be larger than.
+        below: what the number must be smaller than.
+        remedy: what the caller can do about it.
+
+    Raises:
+        ConfigError: no real number, not finite, or out of bounds.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if real and least <= value <= most and above < value < below:
+        return float(value)
+    bounds = ((">=", least), (">", above), ("<=", most), ("<", below))
+    wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+    hint = f"; {remedy}" if remedy else ""
+    raise ConfigError(f"{name}: expected a finite number{' ' if wanted else ''}{wanted}, got {value!r}{hint}")
+
+
+def expect_count(name: str, value: Any, least: int = 0, remedy: str = "") -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        ConfigError: no whole number, or a smaller one.
+    """
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        hint = f"; {remedy}" if remedy else ""
+        raise ConfigError(f"{name}: expected a whole number, at least {least}, got {value!r}{hint}")
+    return count

@@ -25,7 +25,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "diffusion.md").read_text(encoding=
         "SDE_SOLVERS",
         "DIFFUSIONS",
         "LAST_STEPS",
-        "SCHEDULES",
+        "GUIDANCE_SCHEDULES",
     ],
 )
 def test_every_name_is_listed(table: str) -> None:

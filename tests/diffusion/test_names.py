@@ -52,7 +52,7 @@ REGISTRIES: dict[str, tuple[tuple[str, ...] | dict, list[Callable[[str], object]
         ],
     ),
     "last step": (wd.LAST_STEPS, [lambda name: wd.sample_sde(model, X, GVP, last_step=name, steps=3)]),
-    "guidance schedule": (wd.SCHEDULES, [guided]),
+    "guidance schedule": (wd.GUIDANCE_SCHEDULES, [guided]),
     "learning rate schedule": (
         wt.LR_SCHEDULES,
         [lambda name: wt.learning_rate_factor(name, warmup=0, steps=3)],

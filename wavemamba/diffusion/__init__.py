@@ -1,18 +1,20 @@
-"""Paths, objectives, samplers, guidance and latents; models are known only as callables `model(x, t, **kwargs)`.
+"""Paths, objectives, samplers, guidance and latents; models are known only as callables `model(x, t, y=..., ...)`.
 
 Time runs from noise, `t = 0`, to data, `t = 1`.
 """
 
-from wavemamba.diffusion.guidance import SCHEDULES, ClassifierFreeGuidance
-from wavemamba.diffusion.latents import Autoencoder, LatentPosterior
+from wavemamba.diffusion.autoencoder import Autoencoder, LatentPosterior
+from wavemamba.diffusion.calls import Conditions, Model
+from wavemamba.diffusion.guidance import GUIDANCE_SCHEDULES, ClassifierFreeGuidance
 from wavemamba.diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
-from wavemamba.diffusion.objective import PREDICTIONS, WEIGHTINGS, Objective
+from wavemamba.diffusion.noise import sample_noise
+from wavemamba.diffusion.objective import Objective
 from wavemamba.diffusion.ode import sample_ode
-from wavemamba.diffusion.paths import PATHS, GVPPath, LinearPath, Path, VPPath, get_path
+from wavemamba.diffusion.paths import PATHS, GVPPath, LinearPath, Path, VPPath, get_path, register_path
+from wavemamba.diffusion.predictions import PREDICTIONS, WEIGHTINGS, Prediction, Sample, register_prediction
 from wavemamba.diffusion.report import Progress, SampleInfo
 from wavemamba.diffusion.sde import DIFFUSIONS, LAST_STEPS, SDE_SOLVERS, diffusion_coefficient, sample_sde
 from wavemamba.diffusion.solvers import ODE_SOLVERS, STEP_CONTROLS, integrate
-from wavemamba.diffusion.streams import sample_noise
 from wavemamba.diffusion.time import (
     TIME_SAMPLINGS,
     LogitNormalTime,
@@ -20,29 +22,34 @@ from wavemamba.diffusion.time import (
     TimeSampling,
     UniformTime,
     get_time_sampling,
+    register_time_sampling,
 )
 
 __all__ = [
     "DIFFUSIONS",
+    "GUIDANCE_SCHEDULES",
     "LAST_STEPS",
     "ODE_SOLVERS",
     "PATHS",
     "PREDICTIONS",
-    "SCHEDULES",
     "SDE_SOLVERS",
     "STEP_CONTROLS",
     "TIME_SAMPLINGS",
     "WEIGHTINGS",
     "Autoencoder",
     "ClassifierFreeGuidance",
+    "Conditions",
     "GVPPath",
     "LatentPosterior",
     "LinearPath",
     "LogLikelihood",
     "LogitNormalTime",
+    "Model",
     "Objective",
     "Path",
+    "Prediction",
     "Progress",
+    "Sample",
     "SampleInfo",
     "TimeInterval",
     "TimeSampling",
@@ -54,6 +61,9 @@ __all__ = [
     "get_time_sampling",
     "integrate",
     "log_likelihood",
+    "register_path",
+    "register_prediction",
+    "register_time_sampling",
     "sample_noise",
     "sample_ode",
     "sample_sde",

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.objective import Model
+from wavemamba.checks import expect_count, expect_number
+from wavemamba.diffusion.calls import Conditions, Model, find_attribute
 from wavemamba.diffusion.paths import broadcast_time
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.names import choose
 
-SCHEDULES = ("constant", "power_cosine")
+GuidanceSchedule = Callable[[Tensor, float, float], Tensor]
+"""`(t, scale, power) -> s(t)`."""
+
+GUIDANCE_SCHEDULES: dict[str, GuidanceSchedule] = {
+    "constant": lambda t, scale, power: torch.full_like(t, scale),
+    "power_cosine": lambda t, scale, power: 1 + (scale - 1) * 0.5 * (1 - torch.cos(math.pi * (1 - t) ** power)),
+}
 
 
 class ClassifierFreeGuidance:
@@ -33,12 +41,13 @@ class ClassifierFreeGuidance:
     Kynkäänniemi et al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
 
     Args:
-        model: called as `model(x, t, y=labels, **kwargs)`.
+        model: called as `model(x, t, y=labels)`, with further conditions by their names.
         scale: guidance scale, >= 0; 1 is no guidance, 0 unconditional.
         interval: times in which guidance acts, both ends included, 0 noise, 1 data.
-        schedule: `"constant"` or `"power_cosine"`.
+        schedule: `"constant"`, `"power_cosine"`, or a function `(t, scale, power) -> s(t)`.
         power: of the power-cosine schedule, > 0.
-        null_class: label that stands for none; None: `model.null_class`.
+        null_class: label that stands for none; None: the model's own, found through `functools.partial` and modules
+            that wrap it, but not inside a function.
 
     Raises:
         ConfigError: an unconditional model (no null class), an unknown schedule or a bad number.
@@ -50,46 +59,50 @@ class ClassifierFreeGuidance:
         scale: float,
         *,
         interval: tuple[float, float] = (0.0, 1.0),
-        schedule: str = "constant",
+        schedule: GuidanceSchedule | str = "constant",
         power: float = 4.0,
         null_class: int | None = None,
     ) -> None:
         self.model = model
-        self.schedule = choose("schedule", schedule, SCHEDULES)
-        if not (math.isfinite(scale) and scale >= 0):
-            raise ConfigError(f"scale: expected a finite number >= 0, got {scale}; 1 is no guidance")
-        if not 0 <= interval[0] <= interval[1] <= 1:
+        self.schedule = (
+            GUIDANCE_SCHEDULES[choose("schedule", schedule, GUIDANCE_SCHEDULES)]
+            if isinstance(schedule, str)
+            else schedule
+        )
+        if not callable(self.schedule):
+            raise ConfigError(f"schedule: expected a name or a function (t, scale, power), got {schedule!r}")
+        self.scale = expect_number("scale", scale, least=0, remedy="1 is no guidance")
+        self.power = expect_number("power", power, above=0, remedy="4 is usual")
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ConfigError(f"interval: expected 0 <= start <= end <= 1, got {interval}; 0 is noise, 1 is data")
-        if not power > 0:
-            raise ConfigError(f"power: expected > 0, got {power}; 4 is usual")
-        # A module whose attribute is missing raises, a wrapper may hold None: both are unconditional.
-        found = getattr(model, "null_class", None) if null_class is None else null_class
+        self.interval = (float(interval[0]), float(interval[1]))
+        # A module without the attribute may raise, another may hold None: both are unconditional.
+        found = find_attribute(model, "null_class") if null_class is None else null_class
         if found is None:
             raise ConfigError(
                 f"ClassifierFreeGuidance: expected a class-conditional model with a null class, got "
                 f"{type(model).__name__} without `null_class`; unconditional models are sampled without guidance, and "
-                "a wrapped model's null class is passed as null_class="
+                "the null class of a model inside a function is passed as null_class="
             )
-        self.scale, self.interval, self.power, self.null_class = float(scale), interval, float(power), int(found)
-        self.time_range: tuple[float, float] | None = getattr(model, "time_range", None)
+        self.null_class = expect_count("null_class", found)
 
     def scale_at(self, t: Tensor) -> Tensor:
         """`s(t)` for times of any shape."""
-        if self.schedule == "constant":
-            scale = torch.full_like(t, self.scale)
-        else:
-            scale = 1 + (self.scale - 1) * 0.5 * (1 - torch.cos(math.pi * (1 - t) ** self.power))
         start, end = self.interval
-        return torch.where((t >= start) & (t <= end), scale, torch.ones_like(t))
+        return torch.where((t >= start) & (t <= end), self.schedule(t, self.scale, self.power), torch.ones_like(t))
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditions: Conditions | None = None, **named: Any
+    ) -> Tensor:
         """The guided prediction.
 
         Args:
             x: (B, C, ...).
             t: (B,), times.
             y: (B,) int64, labels; not the null class.
-            **kwargs: passed on; tensors with a first axis of B are repeated for the unconditional half.
+            conditions: further conditions of the model; tensors with a first axis of B are repeated for the
+                unconditional half.
+            **named: the same by their names, as the model itself takes them.
 
         Returns:
             The shape of the model's output for `x`.
@@ -104,7 +117,8 @@ class ClassifierFreeGuidance:
         if y.shape != (batch,):
             raise ShapeError(f"y: expected ({batch},), one label per sample, got {tuple(y.shape)}")
         labels = torch.cat([y, torch.full_like(y, self.null_class)])
-        output = self.model(_twice(x), _twice(t), y=labels, **{k: _doubled(v, batch) for k, v in kwargs.items()})
+        extra = {name: _doubled(value, batch) for name, value in {**(conditions or {}), **named}.items()}
+        output = self.model(_twice(x), _twice(t), y=labels, **extra)
         conditional, unconditional = output.chunk(2)
         channels = x.shape[1]
         scale = broadcast_time(self.scale_at(t), x).to(output.dtype)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.objective import Model, Objective
+from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
+from wavemamba.diffusion.noise import RandomSource, Streams
+from wavemamba.diffusion.objective import Objective
 from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
 from wavemamba.diffusion.solvers import integrate
-from wavemamba.diffusion.streams import RandomSource, Streams
 from wavemamba.errors import ConfigError
 
 
@@ -41,6 +42,7 @@ def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
     return -(log_prob / dims + math.log(bin_width)) / math.log(2)
 
 
+@explicit_options
 def log_likelihood(
     model: Model,
     x1: Tensor,
@@ -54,8 +56,9 @@ def log_likelihood(
     probes: int = 1,
     bin_width: float = 1.0,
     generator: RandomSource = None,
+    y: Tensor | None = None,
+    conditions: Conditions | None = None,
     callback: Callback | None = None,
-    **kwargs: Any,
 ) -> LogLikelihood:
     """Log-likelihood by the instantaneous change of variables, divergence by Hutchinson's estimator.
 
@@ -78,14 +81,16 @@ def log_likelihood(
         probes: number of probes per sample, >= 1.
         bin_width: quantisation bin for the bits, see `bits_per_dim`.
         generator: source of the probes, see `RandomSource`.
+        y: (B,), labels.
+        conditions: further named conditions of the model.
         callback: called after every step; `Progress.x` is the state on its way to noise.
-        **kwargs: passed to the model.
 
     Raises:
         ConfigError: an unknown name or a bad number.
         ShapeError: the model's output or the generators do not fit.
         WavemambaError: an adaptive solver cannot go on.
     """
+    expect_conditions(model, y, conditions)
     if probes < 1:
         raise ConfigError(f"probes: expected at least 1, got {probes}")
     start, end = objective.sample_interval
@@ -99,7 +104,7 @@ def log_likelihood(
     def dynamics(t: Tensor, state: Tensor) -> Tensor:
         with torch.enable_grad():
             x = state[:, :-1].reshape(shape).detach().requires_grad_()
-            v = velocity(x, t, **kwargs)
+            v = velocity(x, t, y=y, conditions=conditions)
             traces = []
             for k, e in enumerate(directions):
                 (gradient,) = torch.autograd.grad(v, x, e, retain_graph=k + 1 < probes)

@@ -7,10 +7,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.objective import Field, Model, Objective, call_model
+from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
+from wavemamba.diffusion.objective import Field, Objective
 from wavemamba.diffusion.report import Callback, SampleInfo
-from wavemamba.diffusion.solvers import ODE_SOLVERS, integrate
-from wavemamba.names import choose
+from wavemamba.diffusion.solvers import integrate
 
 
 @overload
@@ -24,11 +24,12 @@ def sample_ode(
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
-    overshoot: bool | None = ...,
+    overshoot: bool = ...,
     options: dict[str, Any] | None = ...,
+    y: Tensor | None = ...,
+    conditions: Conditions | None = ...,
     callback: Callback | None = ...,
     return_info: Literal[False] = ...,
-    **kwargs: Any,
 ) -> Tensor: ...
 
 
@@ -43,14 +44,16 @@ def sample_ode(
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
-    overshoot: bool | None = ...,
+    overshoot: bool = ...,
     options: dict[str, Any] | None = ...,
+    y: Tensor | None = ...,
+    conditions: Conditions | None = ...,
     callback: Callback | None = ...,
     return_info: Literal[True],
-    **kwargs: Any,
 ) -> tuple[Tensor, SampleInfo]: ...
 
 
+@explicit_options
 @torch.no_grad()
 def sample_ode(
     model: Model,
@@ -62,11 +65,12 @@ def sample_ode(
     atol: float = 1e-6,
     rtol: float = 1e-3,
     step_control: str = "batch",
-    overshoot: bool | None = None,
+    overshoot: bool = False,
     options: dict[str, Any] | None = None,
+    y: Tensor | None = None,
+    conditions: Conditions | None = None,
     callback: Callback | None = None,
     return_info: bool = False,
-    **kwargs: Any,
 ) -> Tensor | tuple[Tensor, SampleInfo]:
     """Carry noise to data along `dx/dt = v(x, t)`, over `objective.sample_interval`.
 
@@ -77,8 +81,8 @@ def sample_ode(
     No gradient is recorded: to differentiate through the flow, integrate `objective.velocity(model)`.
 
     Args:
-        model: the network, called as `model(x, t, **kwargs)` with `x` in the dtype of `noise` and `t: (B,)` in the
-            dtype of the integration.
+        model: the network, called as `model(x, t)`, with `y=` and the conditions where there are any; `x` is in the
+            dtype of `noise`, `t: (B,)` in the dtype of the integration.
         noise: (B, C, ...), see `sample_noise`.
         objective: path and prediction.
         solver: a name in `ODE_SOLVERS`, torchdiffeq's names and "heun".
@@ -88,13 +92,14 @@ def sample_ode(
         atol: absolute tolerance of adaptive solvers.
         rtol: relative tolerance of adaptive solvers.
         step_control: `"batch"` or `"sample"` (dopri5 and bosh3), see `integrate`.
-        overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. None: only
-            dopri5 on a predicted velocity, which then gives the released sampler's numbers; it shows the network
-            times up to one step beyond 1, and so is not done to a model with a `time_range`, as DiMSUM has.
+        overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. dopri5 on a
+            predicted velocity then gives the released sampler's numbers; the network is shown times up to one step
+            beyond 1, which DiMSUM models refuse.
         options: torchdiffeq's options, for solvers that run there.
+        y: (B,), labels.
+        conditions: further named conditions of the model.
         callback: called with a `Progress` after every step.
         return_info: also return a `SampleInfo` with the number of steps and function evaluations.
-        **kwargs: passed to the model.
 
     Returns:
         The sample, (B, C, ...), in float32 at least; with `return_info`, and a `SampleInfo`.
@@ -104,13 +109,11 @@ def sample_ode(
         ShapeError: the model's output does not fit.
         WavemambaError: an adaptive solver cannot go on.
     """
+    expect_conditions(model, y, conditions)
     start, end = objective.sample_interval
-    if overshoot is None:
-        released = choose("solver", solver, ODE_SOLVERS) == "dopri5" and objective.prediction == "velocity"
-        overshoot = released and getattr(model, "time_range", None) is None
     velocity = objective.velocity(in_dtype(model, noise.dtype))
     sample, info = integrate(
-        lambda t, x: velocity(x, t, **kwargs),
+        lambda t, x: velocity(x, t, y=y, conditions=conditions),
         noise.to(torch.promote_types(noise.dtype, torch.float32)),
         start,
         end,
@@ -129,7 +132,7 @@ def sample_ode(
 def in_dtype(model: Model, dtype: torch.dtype) -> Field:
     """The network's prediction, fed with `x` in `dtype`: solvers keep their state in float32 at least."""
 
-    def prediction(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        return call_model(model, x.to(dtype), t, **kwargs)
+    def prediction(x: Tensor, t: Tensor, y: Tensor | None = None, **conditions: Any) -> Tensor:
+        return call_model(model, x.to(dtype), t, y, conditions)
 
     return prediction

@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from wavemamba.errors import ConfigError, ShapeError
-from wavemamba.names import choose
+from wavemamba.names import check_names
+from wavemamba.registry import Registry
 
 
 def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
@@ -40,12 +42,16 @@ def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
 
 
 class Path(ABC):
-    """Coefficients of `x_t = alpha(t) x1 + sigma(t) x0`; every method takes and returns tensors of any shape."""
+    """Coefficients of `x_t = alpha(t) x1 + sigma(t) x0`; every method takes and returns tensors of any shape.
+
+    A user's own path derives from this; the options of its constructor are the fields of a dataclass. It is passed as
+    an object wherever a name is taken; `register_path` lets it be found by name, so that a saved model can say it.
+    """
 
     name: str
-    singular_start: bool
+    singular_start: bool = True
     """`alpha(0) = 0`: velocities made from a score or a noise prediction have no finite value at `t = 0`."""
-    singular_end: bool
+    singular_end: bool = False
     """`sigma'` is unbounded at `t = 1`, so the velocity itself has no finite value there."""
 
     @abstractmethod
@@ -64,9 +70,9 @@ class Path(ABC):
     def sigma_rate(self, t: Tensor) -> Tensor:
         """`d sigma / dt`."""
 
-    @abstractmethod
     def wronskian(self, t: Tensor) -> Tensor:
-        """`W = alpha' sigma - alpha sigma'`, in closed form."""
+        """`W = alpha' sigma - alpha sigma'`; a closed form keeps more digits."""
+        return self.alpha_rate(t) * self.sigma(t) - self.alpha(t) * self.sigma_rate(t)
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
         """`d log(alpha) / dt = alpha' / alpha`."""
@@ -219,21 +225,34 @@ class VPPath(Path):
         return self.log_alpha_rate(t)
 
 
-PATHS: dict[str, type[Path]] = {"linear": LinearPath, "gvp": GVPPath, "vp": VPPath}
+PATHS: Registry[type[Path]] = Registry("path", "register_path adds a class of your own")
+PathType = TypeVar("PathType", bound=type[Path])
+
+
+def register_path(kind: PathType) -> PathType:
+    """Let a class of paths be chosen by its `name`; returns it, and so serves as a decorator.
+
+    Raises:
+        ConfigError: the name stands for another path already.
+    """
+    PATHS.add(kind.name, kind)
+    return kind
+
+
+for _kind in (LinearPath, GVPPath, VPPath):
+    register_path(_kind)
 
 
 def get_path(name: str, **options: float) -> Path:
     """Build a path by name.
 
     Args:
-        name: `"linear"`, `"gvp"` or `"vp"`.
-        **options: the path's own options; only `"vp"` has any (`beta_min`, `beta_max`).
+        name: `"linear"`, `"gvp"`, `"vp"` or one that was registered.
+        **options: the path's own options; of the three only `"vp"` has any (`beta_min`, `beta_max`).
 
     Raises:
         ConfigError: no such path, or an option that it does not have.
     """
-    kind = PATHS[choose("path", name, PATHS)]
-    known = list(getattr(kind, "__dataclass_fields__", {}))
-    if unknown := sorted(set(options) - set(known)):
-        raise ConfigError(f"path {kind.name!r}: expected options {known or 'none'}, got {unknown}; leave them out")
+    kind = PATHS.find(name)
+    check_names(options, list(getattr(kind, "__dataclass_fields__", {})), f"option of path {kind.name!r}")
     return kind(**options)

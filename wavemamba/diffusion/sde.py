@@ -15,17 +15,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.objective import Model, Objective
+from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
+from wavemamba.diffusion.noise import RandomSource, Streams
+from wavemamba.diffusion.objective import Objective
 from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.paths import Path, broadcast_time
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
 from wavemamba.diffusion.solvers import time_grid
-from wavemamba.diffusion.streams import RandomSource, Streams
 from wavemamba.diffusion.time import TimeInterval, checked_interval
 from wavemamba.errors import ConfigError
 from wavemamba.names import choose
@@ -112,16 +113,45 @@ def sde_interval(objective: Objective, form: str, last_step_size: float) -> Time
 
 @overload
 def sample_sde(
-    model: Model, noise: Tensor, objective: Objective, *, return_info: Literal[False] = ..., **options: Any
+    model: Model,
+    noise: Tensor,
+    objective: Objective,
+    *,
+    solver: str = ...,
+    steps: int = ...,
+    diffusion: str = ...,
+    diffusion_norm: float = ...,
+    last_step: str | None = ...,
+    last_step_size: float = ...,
+    generator: RandomSource = ...,
+    y: Tensor | None = ...,
+    conditions: Conditions | None = ...,
+    callback: Callback | None = ...,
+    return_info: Literal[False] = ...,
 ) -> Tensor: ...
 
 
 @overload
 def sample_sde(
-    model: Model, noise: Tensor, objective: Objective, *, return_info: Literal[True], **options: Any
+    model: Model,
+    noise: Tensor,
+    objective: Objective,
+    *,
+    solver: str = ...,
+    steps: int = ...,
+    diffusion: str = ...,
+    diffusion_norm: float = ...,
+    last_step: str | None = ...,
+    last_step_size: float = ...,
+    generator: RandomSource = ...,
+    y: Tensor | None = ...,
+    conditions: Conditions | None = ...,
+    callback: Callback | None = ...,
+    return_info: Literal[True],
 ) -> tuple[Tensor, SampleInfo]: ...
 
 
+@explicit_options
 @torch.no_grad()
 def sample_sde(
     model: Model,
@@ -135,9 +165,10 @@ def sample_sde(
     last_step: str | None = "mean",
     last_step_size: float = 0.04,
     generator: RandomSource = None,
+    y: Tensor | None = None,
+    conditions: Conditions | None = None,
     callback: Callback | None = None,
     return_info: bool = False,
-    **kwargs: Any,
 ) -> Tensor | tuple[Tensor, SampleInfo]:
     """Carry noise to data along a stochastic differential equation.
 
@@ -155,9 +186,10 @@ def sample_sde(
         last_step_size: `h` of the last step, in (0, 1).
         generator: source of the increments, see `RandomSource`. With one seed or CPU generator per sample, or one
             generator for all, a sample does not depend on the batch it is drawn in.
+        y: (B,), labels.
+        conditions: further named conditions of the model.
         callback: called with a `Progress` after every step.
         return_info: also return a `SampleInfo`.
-        **kwargs: passed to the model.
 
     Returns:
         The sample, (B, C, ...), in float32 at least; with `return_info`, and a `SampleInfo`.
@@ -166,6 +198,7 @@ def sample_sde(
         ConfigError: an unknown name or a bad number.
         ShapeError: the model's output or the generators do not fit.
     """
+    expect_conditions(model, y, conditions)
     name = choose("solver", solver, SDE_SOLVERS)
     form = choose("diffusion", diffusion, DIFFUSIONS)
     last = choose("last_step", last_step, LAST_STEPS)
@@ -188,7 +221,7 @@ def sample_sde(
 
     def velocity_and_score(state: Tensor, t: float) -> tuple[Tensor, Tensor]:
         times = at(t)
-        output = predict(state, times, **kwargs).to(state.dtype)
+        output = predict(state, times, y, **(conditions or {})).to(state.dtype)
         return objective.velocity_from(output, state, times), objective.score_from(output, state, times)
 
     def drift(state: Tensor, t: float) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from wavemamba import ConfigError, ShapeError
 from wavemamba.diffusion import sample_noise
-from wavemamba.diffusion.streams import Streams
+from wavemamba.diffusion.noise import Streams
 
 
 def generator(seed: int = 0) -> torch.Generator:

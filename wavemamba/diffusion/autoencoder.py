@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wavemamba.diffusion.streams import RandomSource, Streams
+from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError
 
 
