@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from block_zoo import BLOCKS, COND, DIM, build, condition, run
 from support import relative_error
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
@@ -14,61 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from wavemamba import (
     ConfigError,
     DiMSUMBlock,
-    MambaMixer,
     ShapeError,
     SharedAttention,
     SpatialFrequencyFusion,
     SpatialMambaBlock,
     WaveletMambaBlock,
     ops,
-    scan_order,
 )
 from wavemamba.ops.haar import LAYOUTS
 
-DIM, COND = 16, 6
 GRIDS = [(1, 1), (1, 5), (3, 7), (4, 4), (6, 10), (8, 8)]
-
-BLOCKS = {
-    "spatial": lambda cond: SpatialMambaBlock(DIM, cond, scan="hilbert"),
-    "spatial, conditioned mixer": lambda cond: SpatialMambaBlock(
-        DIM, cond, mixer=MambaMixer(DIM, cond_dim=cond, conditioning="conv_state" if cond else "none")
-    ),
-    "spatial, both ways": lambda cond: SpatialMambaBlock(DIM, cond, mixer=MambaMixer(DIM, bidirectional=True)),
-    **{
-        f"wavelet {layout}": lambda cond, layout=layout: WaveletMambaBlock(DIM, cond, layout=layout)
-        for layout in LAYOUTS
-    },
-    "wavelet, 3 levels": lambda cond: WaveletMambaBlock(DIM, cond, levels=3, scan="hilbert"),
-    "wavelet, 1 level": lambda cond: WaveletMambaBlock(DIM, cond, levels=1, scan=scan_order("window", window=2)),
-    "wavelet, no level": lambda cond: WaveletMambaBlock(DIM, cond, levels=0),
-    "wavelet db2": lambda cond: WaveletMambaBlock(DIM, cond, transform="db2"),
-    "wavelet dct": lambda cond: WaveletMambaBlock(DIM, cond, transform="dct", layout="interleaved"),
-    "attention": lambda cond: SharedAttention(DIM, cond, num_heads=4),
-    "attention, plain MLP": lambda cond: SharedAttention(DIM, cond, num_heads=4, mlp_ratio=2, gated_mlp=False),
-    "dimsum": lambda cond: DiMSUMBlock(DIM, cond),
-    "dimsum, linear fusion": lambda cond: DiMSUMBlock(DIM, cond, fusion=SpatialFrequencyFusion(DIM, mode="linear")),
-    "dimsum, swapped keys": lambda cond: DiMSUMBlock(
-        DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
-    ),
-}
-
-
-def build(name, cond_dim):
-    torch.manual_seed(0)
-    block = BLOCKS[name](cond_dim)
-    for parameter in block.parameters():  # zero-initialised layers would hide their inputs
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return block
-
-
-def run(block, x, cond):
-    y = block(x, cond)
-    return y[0] if isinstance(y, tuple) else y
-
-
-def condition(cond_dim, batch=2, **kwargs):
-    return torch.randn(batch, cond_dim, **kwargs) if cond_dim else None
 
 
 @pytest.mark.parametrize("cond_dim", [None, COND])

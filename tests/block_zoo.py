@@ -1,0 +1,66 @@
+"""One of every public block, in its variants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wavemamba import (
+    DiMSUMBlock,
+    MambaMixer,
+    SharedAttention,
+    SpatialFrequencyFusion,
+    SpatialMambaBlock,
+    WaveletMambaBlock,
+    scan_order,
+)
+from wavemamba.ops.haar import LAYOUTS
+
+DIM, COND = 16, 6
+
+BLOCKS = {
+    "spatial": lambda cond: SpatialMambaBlock(DIM, cond, scan="hilbert"),
+    "spatial, conditioned mixer": lambda cond: SpatialMambaBlock(
+        DIM, cond, mixer=MambaMixer(DIM, cond_dim=cond, conditioning="conv_state" if cond else "none")
+    ),
+    "spatial, both ways": lambda cond: SpatialMambaBlock(DIM, cond, mixer=MambaMixer(DIM, bidirectional=True)),
+    **{
+        f"wavelet {layout}": lambda cond, layout=layout: WaveletMambaBlock(DIM, cond, layout=layout)
+        for layout in LAYOUTS
+    },
+    "wavelet, 3 levels": lambda cond: WaveletMambaBlock(DIM, cond, levels=3, scan="hilbert"),
+    "wavelet, 1 level": lambda cond: WaveletMambaBlock(DIM, cond, levels=1, scan=scan_order("window", window=2)),
+    "wavelet, no level": lambda cond: WaveletMambaBlock(DIM, cond, levels=0),
+    "wavelet db2": lambda cond: WaveletMambaBlock(DIM, cond, transform="db2"),
+    "wavelet dct": lambda cond: WaveletMambaBlock(DIM, cond, transform="dct", layout="interleaved"),
+    "attention": lambda cond: SharedAttention(DIM, cond, num_heads=4),
+    "attention, plain MLP": lambda cond: SharedAttention(DIM, cond, num_heads=4, mlp_ratio=2, gated_mlp=False),
+    "dimsum": lambda cond: DiMSUMBlock(DIM, cond),
+    "dimsum, linear fusion": lambda cond: DiMSUMBlock(DIM, cond, fusion=SpatialFrequencyFusion(DIM, mode="linear")),
+    "dimsum, swapped keys": lambda cond: DiMSUMBlock(
+        DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
+    ),
+}
+
+
+def build(name: str, cond_dim: int | None) -> nn.Module:
+    """A block with no parameter at zero: zero-initialised layers would hide their inputs."""
+    torch.manual_seed(0)
+    block = BLOCKS[name](cond_dim)
+    for parameter in block.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return block
+
+
+def run(block: nn.Module, x: Tensor, cond: Tensor | None) -> Tensor:
+    """The first result of a block."""
+    y = block(x, cond)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def condition(cond_dim: int | None, batch: int = 2, **kwargs: Any) -> Tensor | None:
+    """A random condition, where the block takes one."""
+    return torch.randn(batch, cond_dim, **kwargs) if cond_dim else None
