@@ -1,28 +1,25 @@
 """Data sources, and the stream of batches that resumes at any step."""
 
 from wavemamba.data.digits import Digits
+from wavemamba.data.hf_datasets import HuggingFaceDataset
+from wavemamba.data.hf_stream import HuggingFaceStream
 from wavemamba.data.image_folder import ImageFolder
 from wavemamba.data.latent_shards import LatentShards
 from wavemamba.data.latent_writer import LatentShardWriter
+from wavemamba.data.opening import open_source, register_source, source_kinds
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import (
-    ExampleSource,
-    Part,
-    Source,
-    StreamedSource,
-    hold_out,
-    open_source,
-    register_source,
-    source_kinds,
-)
+from wavemamba.data.source import ExampleSource, Part, Source, StreamedSource, hold_out
 from wavemamba.data.stream import Batches, ExampleStream, StepBatches, collate, slices_of_batch
 from wavemamba.data.verify import unreadable, verified
+from wavemamba.data.webdataset import TarShards
 
 __all__ = [
     "Batches",
     "Digits",
     "ExampleSource",
     "ExampleStream",
+    "HuggingFaceDataset",
+    "HuggingFaceStream",
     "ImageFolder",
     "LatentShardWriter",
     "LatentShards",
@@ -31,6 +28,7 @@ __all__ = [
     "Source",
     "StepBatches",
     "StreamedSource",
+    "TarShards",
     "collate",
     "hold_out",
     "open_source",

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wavemamba.data.source import ExampleSource, digest_of, register_source
+from wavemamba.data.opening import register_source
+from wavemamba.data.source import ExampleSource, digest_of
 from wavemamba.errors import ConfigError, DataError
 
 

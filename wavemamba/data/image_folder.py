@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wavemamba.data.fingerprints import content_digest
+from wavemamba.data.opening import register_source
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, Source, classes_of, digest_of, register_source, shown
-from wavemamba.data.verify import verified
+from wavemamba.data.source import ExampleSource, classes_of, digest_of, shown
 from wavemamba.errors import DataError
 from wavemamba.names import choose
 
@@ -110,21 +110,9 @@ class ImageFolder(ExampleSource):
         return f"{shown(self.folder)}: {len(self):,} images of {classes}{_skipped_words(self.skipped)}"
 
 
-def open_images(
-    what: str,
-    *,
-    size: int | tuple[int, int] = 256,
-    channels: int = 3,
-    mirror: bool = False,
-    background: str = "white",
-    value_range: tuple[float, float] | None = None,
-    labels: str = "auto",
-    verify: bool = False,
-    skip_unreadable: bool = False,
-) -> Source:
-    """Open a folder of pictures, see `ImageFolder`, `PictureView` and `verified` for the options."""
-    view = PictureView(size=size, channels=channels, mirror=mirror, background=background, value_range=value_range)
-    return verified(ImageFolder(what, view, labels=labels), verify=verify, skip_unreadable=skip_unreadable)
+def open_images(what: str, *, view: PictureView, labels: str = "auto") -> ImageFolder:
+    """Open a folder of pictures, see `ImageFolder`."""
+    return ImageFolder(what, view, labels=labels)
 
 
 def _look_into(folder: Path) -> tuple[Found, dict[str, Found]]:
@@ -173,10 +161,11 @@ def _skipped_words(skipped: Counter[str]) -> str:
 
 
 def _holds_images(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    names = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-    return any(entry.is_dir() or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in names)
+    for _, folders, files in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") for name in files):
+            return True
+    return False
 
 
 register_source("images", open_images, claims=_holds_images, about="a folder of images, each sub-folder a class")

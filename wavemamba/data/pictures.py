@@ -57,12 +57,12 @@ class PictureView:
     mirror: bool = False
     background: str = "white"
     value_range: tuple[float, float] | None = None
-    reduce: float | None = 1.6
+    reduce: float | None = 1.7
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"channels: expected 1 (grey) or 3 (RGB), got {self.channels}")
-        sides = (self.size,) if isinstance(self.size, int) else tuple(self.size)
+        sides = tuple(self.size) if isinstance(self.size, (list, tuple)) else (self.size,)
         if len(sides) not in (1, 2) or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sides):
             raise ConfigError(f"size: expected a side in pixels or (height, width), >= 1, got {self.size!r}")
         try:
@@ -119,17 +119,16 @@ class PictureView:
         if turn in (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
                     Image.Transpose.ROTATE_90):  # fmt: skip
             height, width = width, height
-        scale = max(height / opened.height, width / opened.width)
+        # The picture's extent in its own pixels; JPEG's reduction ends in the middle of one.
+        extent = (float(opened.width), float(opened.height))
         if self.reduce and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
-            wanted = (int(opened.width * scale * self.reduce), int(opened.height * scale * self.reduce))
-            opened.draft("L" if self.channels == 1 else opened.mode, (max(1, wanted[0]), max(1, wanted[1])))
+            scale = self.reduce * max(height / opened.height, width / opened.width)
+            wanted = (max(1, int(opened.width * scale)), max(1, int(opened.height * scale)))
+            drafted = opened.draft("L" if self.channels == 1 else opened.mode, wanted)
+            extent = drafted[1][2:] if drafted else extent
+        box = _centre(extent, (width, height))
         image = self._plain(opened)
-        image = image.resize(
-            (width, height),
-            Image.Resampling.BICUBIC,
-            box=_centre(image.size, (width, height)),
-            reducing_gap=self.reduce,
-        )
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=self.reduce)
         if turn is not None:
             image = image.transpose(turn)
         image = self._on_ground(image)
@@ -192,7 +191,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _centre(size: tuple[int, int], wanted: tuple[int, int]) -> Box:
+def _centre(size: tuple[float, float], wanted: tuple[int, int]) -> Box:
     """The part of a picture of `size` that is left when it is scaled to cover `wanted` and cropped to its centre.
 
     The same grid of pixels as scaling all of it and cropping whole pixels then, but of bounded size.

@@ -1,23 +1,18 @@
-"""What training reads: the two kinds of source, and the table of what `open_source` can open."""
+"""What training reads: sources read at random, and sources that are streamed."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import os
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.errors import ConfigError, DataError
-from wavemamba.names import check_names, choose
+from wavemamba.errors import ConfigError
 from wavemamba.seeds import generator_for
 
 
@@ -33,9 +28,9 @@ class Source(ABC):
     shape: tuple[int, int, int]
 
     @property
-    @abstractmethod
     def num_examples(self) -> int | None:
         """Examples in an epoch; None where nobody knows."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -84,17 +79,16 @@ class StreamedSource(Source):
     """A source that can only be read along its shards: a network stream, say.
 
     Attributes:
+        num_examples: examples in an epoch; None where nobody knows.
+        num_shards: pieces that can be opened one by one, >= 1.
         lanes: shards that are read side by side, so that a batch mixes them.
         buffer: rows of a lane that are held in memory and shuffled among themselves.
     """
 
+    num_examples: int | None = None
+    num_shards: int
     lanes: int = 8
     buffer: int = 256
-
-    @property
-    @abstractmethod
-    def num_shards(self) -> int:
-        """Pieces that can be opened one by one, >= 1."""
 
     @abstractmethod
     def rows(self, shard: int, start: int = 0) -> Iterator[Any]:
@@ -173,8 +167,8 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Exampl
             f"holdout: expected 0 for a streamed source, got {fraction}; it cannot be split, "
             "open another split of the data for evaluation"
         )
-    held = round(len(source) * fraction)
-    if not 0 < fraction < 1 or not 0 < held < len(source):
+    held = round(len(source) * fraction) if 0 < fraction < 1 else 0
+    if not 0 < held < len(source):
         raise ConfigError(
             f"holdout: expected a fraction in [0, 1) that leaves examples on both sides of the split, got "
             f"{fraction} of {len(source)}"
@@ -182,108 +176,6 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Exampl
     order = torch.randperm(len(source), generator=generator_for(seed, "hold out"), dtype=torch.int64, device="cpu")
     rest = Part(source, order[held:], f"{len(source) - held} trained on, {held} held out")
     return rest, Part(source, order[:held], f"{held} held out")
-
-
-@dataclass(frozen=True)
-class SourceKind:
-    """One kind of source that `open_source` can open.
-
-    Attributes:
-        name: what `kind=` and the prefix `name:` say.
-        open: called with what stands behind the prefix and with the options that were given.
-        claims: whether a path without prefix is of this kind.
-        about: a few words for error messages.
-    """
-
-    name: str
-    open: Callable[..., Source]
-    claims: Callable[[Path], bool]
-    about: str
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise `ConfigError` for an option that this kind does not take."""
-        known = [name for name, parameter in inspect.signature(self.open).parameters.items()
-                 if parameter.kind is parameter.KEYWORD_ONLY]  # fmt: skip
-        check_names(options, known, f"option of {self.name} data")
-
-
-_KINDS: dict[str, SourceKind] = {}
-
-
-def register_source(
-    name: str, open: Callable[..., Source], *, claims: Callable[[Path], bool] = lambda path: False, about: str = ""
-) -> None:
-    """Add a kind of source to those that `open_source` knows; a name that is there already is replaced.
-
-    Args:
-        name: a word; `open_source("name:what")` then calls `open("what")`.
-        open: `open(what, *, ...)` gives a `Source`; its keyword-only arguments are the options that it takes.
-        claims: whether `open_source(path)` without a prefix is of this kind, for paths that exist.
-        about: a few words for error messages: what such data look like.
-
-    Raises:
-        ConfigError: the name is no word.
-    """
-    if not name.isidentifier():
-        raise ConfigError(f"name: expected a word such as 'my_data', got {name!r}")
-    _KINDS[name] = SourceKind(name, open, claims, about or name)
-
-
-def source_kinds() -> tuple[SourceKind, ...]:
-    """Every kind that is known, the library's own first."""
-    import wavemamba.data
-
-    own = dict(_KINDS)
-    for module in pkgutil.iter_modules(wavemamba.data.__path__):
-        importlib.import_module(f"wavemamba.data.{module.name}")
-    _KINDS.update(own)  # what a user registered before wins over the library's
-    return tuple(_KINDS.values())
-
-
-def open_source(data: str | Path, *, kind: str | None = None, **options: Any) -> Source:
-    """Open what the `--data` option of the commands names.
-
-    Args:
-        data: "digits"; a path, whose kind is what lies there; or "kind:what", "huggingface:owner/name" for example.
-        kind: the kind, where neither the path nor a prefix tells.
-        **options: those that the kind takes: `size`, `channels`, `mirror`, `verify`, ... None and False stand for
-            "not given".
-
-    Raises:
-        DataError: there is nothing usable.
-        ConfigError: the kind cannot be told, or does not take an option.
-    """
-    kinds = {found.name: found for found in source_kinds()}
-    text = str(data)
-    prefix, colon, rest = text.partition(":")
-    if kind is not None:
-        chosen, what = kinds[choose("kind", kind, kinds)], text
-    elif colon and prefix in kinds:
-        chosen, what = kinds[prefix], rest
-    elif isinstance(data, str) and text in kinds:
-        if Path(text).exists():
-            raise ConfigError(f"data: {text!r} is a kind of data and also a path here; write './{text}' or '{text}:'")
-        chosen, what = kinds[text], ""
-    else:
-        chosen, what = _kind_of(text, kinds), text
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    chosen.check_options(given)
-    return chosen.open(what, **given)
-
-
-def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
-    path = Path(text)
-    claiming = [kind for kind in kinds.values() if kind.claims(path)]
-    if len(claiming) == 1:
-        return claiming[0]
-    if claiming:
-        found = " and ".join(kind.about for kind in claiming)
-        words = " or ".join(f"kind={kind.name!r}" for kind in claiming)
-        raise DataError(f"{shown(path)}: expected one kind of data, found {found}; say which with {words}")
-    about = "; ".join(kind.about for kind in kinds.values())
-    if not path.exists():
-        raise DataError(f"{shown(path)}: expected data ({about}), there is none; check the path")
-    raise DataError(f"{shown(path)}: expected data ({about}), found none of them there")
 
 
 def shown(path: str | Path) -> str:

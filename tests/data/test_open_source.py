@@ -1,0 +1,112 @@
+"""What `open_source` opens, and that it chooses nothing silently."""
+
+import pytest
+import torch
+from data.made import Counting, CountingStream, write_images, write_shards
+
+from wavemamba.data import Digits, ImageFolder, TarShards, open_source, opening, register_source
+from wavemamba.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    opening.source_kinds()
+    monkeypatch.setattr(opening, "_KINDS", dict(opening._KINDS))
+
+
+def test_digits_are_the_real_ones():
+    digits = open_source("digits")
+    assert isinstance(digits, Digits)
+    assert len(digits) == 1797
+    assert digits.images.shape == (1797, *digits.shape)
+    assert digits.images.min() == -1
+    assert digits.images.max() == 1
+    image, label = digits.example(0)
+    assert label == 0
+    assert digits.classes[label] == "0"
+    assert torch.equal(image, digits.images[0])
+    assert digits.fingerprint() == Digits().fingerprint()
+    assert "1,797 examples of 10 classes" in digits.summary()
+
+
+def test_the_kind_is_what_lies_there(tmp_path):
+    assert isinstance(open_source(write_images(tmp_path / "images", 1)), ImageFolder)
+    assert isinstance(open_source(write_shards(tmp_path / "tars", [2])), TarShards)
+    assert isinstance(open_source(f"images:{tmp_path / 'images'}"), ImageFolder)
+
+
+def test_two_kinds_in_one_folder_are_not_chosen_from(tmp_path):
+    write_images(tmp_path / "both", 1)
+    write_shards(tmp_path / "both", [2])
+    with pytest.raises(DataError, match=r"folder of images.*and.*tar shards.*kind='images' or kind='webdataset'"):
+        open_source(tmp_path / "both")
+    assert isinstance(open_source(tmp_path / "both", kind="webdataset"), TarShards)
+    (tmp_path / "both" / "index.json").write_text("{}")
+    with pytest.raises(DataError, match="and a folder of latent shards"):
+        open_source(tmp_path / "both")
+
+
+def test_a_folder_called_as_a_kind_is_not_chosen_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "digits", 1)
+    with pytest.raises(ConfigError, match=r"'\./digits' or 'digits:'"):
+        open_source("digits")
+    assert isinstance(open_source("./digits"), ImageFolder)
+    assert isinstance(open_source("digits:"), Digits)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("digits", {"mirror": True}, "mirror: expected it off"),
+        ("digits", {"size": 32}, "expected 8 x 8"),
+        ("digits", {"verify": True}, "unknown option of digits data 'verify'"),
+        ("{images}", {"sise": 8}, "did you mean size"),
+        ("{images}", {"split": "train"}, "unknown option of images data 'split'"),
+        ("{images}", {"kind": "image"}, "did you mean 'images'"),
+        ("{images}", {"channels": 4}, "channels"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(tmp_path, data, options, message):
+    write_images(tmp_path, 1)
+    with pytest.raises(ConfigError, match=message):
+        open_source(data.format(images=tmp_path), **options)
+
+
+def test_options_that_are_not_given_do_not_count():
+    assert len(open_source("digits", size=None, mirror=False, verify=False)) == 1797
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "text", "file.txt"])
+def test_nothing_usable_is_named(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a")
+    (tmp_path / "file.txt").write_text("a")
+    with pytest.raises(DataError, match=rf"{path}: expected data \('digits'; "):
+        open_source(tmp_path / path)
+
+
+def test_a_kind_of_ones_own_is_opened_by_name_prefix_and_content(tmp_path, registry):
+    register_source("counted", lambda what, *, twice=False: Counting(int(what) * (1 + twice)),
+                    claims=lambda path: path.suffix == ".count", about="a .count file")  # fmt: skip
+    assert len(open_source("counted:7")) == 7
+    assert len(open_source("7", kind="counted", twice=True)) == 14
+    (tmp_path / "3.count").touch()
+    with pytest.raises(ValueError, match="invalid literal"):  # claimed; the error is the user's own
+        open_source(tmp_path / "3.count")
+    with pytest.raises(DataError, match=r"a \.count file"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="word"):
+        register_source("my data", Counting)
+
+
+def test_a_kind_of_ones_own_may_replace_the_librarys(registry):
+    register_source("digits", lambda what: Counting(3))
+    assert len(open_source("digits")) == 3
+
+
+def test_streams_are_not_verified(registry):
+    register_source("streamed", lambda what, *, view: CountingStream([3]))
+    with pytest.raises(ConfigError, match="verify: expected it off for streamed data"):
+        open_source("streamed:", verify=True)

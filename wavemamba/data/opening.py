@@ -1,0 +1,133 @@
+"""The table of what `open_source` can open."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wavemamba.data.pictures import PictureView
+from wavemamba.data.source import ExampleSource, Source, shown
+from wavemamba.data.verify import verified
+from wavemamba.errors import ConfigError, DataError
+from wavemamba.names import check_names, choose
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source that `open_source` can open.
+
+    Attributes:
+        name: what `kind=` and the prefix `name:` say.
+        open: called with what stands behind the prefix and with the options that were given.
+        claims: whether a path without prefix is of this kind.
+        about: a few words for error messages.
+    """
+
+    name: str
+    open: Callable[..., Source]
+    claims: Callable[[Path], bool]
+    about: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that `open` takes."""
+        parameters = inspect.signature(self.open).parameters
+        return tuple(name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+_KINDS: dict[str, SourceKind] = {}
+
+
+def register_source(
+    name: str, open: Callable[..., Source], *, claims: Callable[[Path], bool] = lambda path: False, about: str = ""
+) -> None:
+    """Add a kind of source to those that `open_source` knows; a name that is there already is replaced.
+
+    Args:
+        name: a word; `open_source("name:what")` then calls `open("what")`.
+        open: `open(what, *, ...)` gives a `Source`; its keyword-only arguments are the options that it takes. Where
+            `view` is one of them, the fields of `PictureView`, `verify` and `skip_unreadable` are options as well.
+        claims: whether `open_source(path)` without a prefix is of this kind, for paths that exist.
+        about: a few words for error messages: what such data look like.
+
+    Raises:
+        ConfigError: the name is no word.
+    """
+    if not name.isidentifier():
+        raise ConfigError(f"name: expected a word such as 'my_data', got {name!r}")
+    _KINDS[name] = SourceKind(name, open, claims, about or name)
+
+
+def source_kinds() -> tuple[SourceKind, ...]:
+    """Every kind that is known, the library's own first."""
+    import wavemamba.data
+
+    own = dict(_KINDS)
+    for module in pkgutil.iter_modules(wavemamba.data.__path__):
+        importlib.import_module(f"wavemamba.data.{module.name}")
+    _KINDS.update(own)  # what a user registered before wins over the library's
+    return tuple(_KINDS.values())
+
+
+def open_source(data: str | Path, *, kind: str | None = None, **options: Any) -> Source:
+    """Open what the `--data` option of the commands names.
+
+    Args:
+        data: "digits"; a path, whose kind is what lies there; or "kind:what", "huggingface:owner/name" for example.
+        kind: the kind, where neither the path nor a prefix tells.
+        **options: those that the kind takes. None and False stand for "not given". For pictures the fields of
+            `PictureView` (`size`, `channels`, `mirror`, ...) and those of `verified`: `verify`, `skip_unreadable`.
+
+    Raises:
+        DataError: there is nothing usable.
+        ConfigError: the kind cannot be told, or does not take an option.
+    """
+    kinds = {found.name: found for found in source_kinds()}
+    text = str(data)
+    prefix, colon, rest = text.partition(":")
+    if kind is not None:
+        chosen, what = kinds[choose("kind", kind, kinds)], text
+    elif colon and prefix in kinds:
+        chosen, what = kinds[prefix], rest
+    elif isinstance(data, str) and text in kinds:
+        if Path(text).exists():
+            raise ConfigError(f"data: {text!r} is a kind of data and also a path here; write './{text}' or '{text}:'")
+        chosen, what = kinds[text], ""
+    else:
+        chosen, what = _kind_of(text, kinds), text
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if "view" not in chosen.options:
+        check_names(given, chosen.options, f"option of {chosen.name} data")
+        return chosen.open(what, **given)
+    fields, checks = [field.name for field in dataclasses.fields(PictureView)], ("verify", "skip_unreadable")
+    known = {*chosen.options, *fields, *checks} - {"view"}
+    check_names(given, known, f"option of {chosen.name} data")
+    looked_at = {name: given.pop(name) for name in checks if name in given}
+    view = PictureView(**{name: given.pop(name) for name in fields if name in given})
+    source = chosen.open(what, view=view, **given)
+    if not looked_at:
+        return source
+    if not isinstance(source, ExampleSource):
+        raise ConfigError(f"{min(looked_at)}: expected it off for streamed data, which are read once; leave it out")
+    return verified(source, **looked_at)
+
+
+def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
+    path = Path(text)
+    claiming = [kind for kind in kinds.values() if kind.claims(path)]
+    if len(claiming) == 1:
+        return claiming[0]
+    if claiming:
+        found = " and ".join(kind.about for kind in claiming)
+        words = " or ".join(f"kind={kind.name!r}" for kind in claiming)
+        raise DataError(f"{shown(path)}: expected one kind of data, found {found}; say which with {words}")
+    about = "; ".join(kind.about for kind in kinds.values())
+    if not path.exists():
+        raise DataError(f"{shown(path)}: expected data ({about}), there is none; check the path")
+    raise DataError(f"{shown(path)}: expected data ({about}), found none of them there")
