@@ -129,7 +129,7 @@ def open_huggingface(
     except ImportError as error:
         raise DataError(f"{what}: expected the package 'datasets' ({error}); pip install 'wavemamba[data]'") from error
     saved = is_saved(Path(what))
-    of_streams = {"lanes": lanes, "buffer": buffer, "index": index}
+    of_streams: dict[str, Any] = {"lanes": lanes, "buffer": buffer, "index": index}
     if wrong := [option for option, value in of_streams.items() if value is not None and not streaming]:
         raise ConfigError(f"{wrong[0]}: expected it with streaming=True alone; leave it out")
     if saved and streaming:
@@ -147,7 +147,8 @@ def open_huggingface(
     columns["name"] = f"{what} ({split})"
     if not streaming:
         return HuggingFaceDataset(dataset, view, **columns)
-    return HuggingFaceStream(dataset, view, **columns, **{k: v for k, v in of_streams.items() if v is not None})
+    given = {option: value for option, value in of_streams.items() if value is not None}
+    return HuggingFaceStream(dataset, view, **columns, **given)
 
 
 def is_saved(path: Path) -> bool:

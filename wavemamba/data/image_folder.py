@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,11 +163,18 @@ def _skipped_words(skipped: Counter[str]) -> str:
 
 
 def _holds_images(path: Path) -> bool:
-    for _, folders, files in os.walk(path, followlinks=True):
+    if not path.is_dir():
+        return False
+    beside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    # Of links the class folders alone are followed here: a quick look must not run in circles.
+    within = (Path(name) for entry in beside if entry.is_dir() for name in _names_within(entry))
+    return any(name.suffix.lower() in IMAGE_SUFFIXES for name in itertools.chain(beside, within))
+
+
+def _names_within(folder: Path) -> Iterator[str]:
+    for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") for name in files):
-            return True
-    return False
+        yield from (name for name in files if not name.startswith("."))
 
 
 register_source("images", open_images, claims=_holds_images, about="a folder of images, each sub-folder a class")
