@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import pickle
 import sys
 import zipfile
@@ -154,7 +155,7 @@ class Evaluation:
 
     def of_folder(self, folder: str, count: int | None, title: str) -> tuple[Features, dict]:
         """Features of the images of a folder, and what they depend on."""
-        source = ImageFolder(folder, PictureView(size=self.args.image_size, reduce=None), labels="none")
+        source = ImageFolder(folder, PictureView(size=self.args.image_size, reduce=math.inf), labels="none")
         total = len(source) if count is None else count
         least = max(LEAST, total, self.accelerator.num_processes)
         if len(source) < least or total < LEAST:

@@ -20,7 +20,7 @@ FLOORS = (
     ("models", "diffusion", "data"),
     ("training", "integrations"),
     ("commands",),
-    ("train",),
+    ("train", "encode"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 KERNEL_PACKAGES = ("numba", "triton", "mamba_ssm", "causal_conv1d")

@@ -1,6 +1,7 @@
 """Data sources, and the stream of batches that resumes at any step."""
 
 from wavemamba.data.digits import Digits
+from wavemamba.data.encoding import encode_source
 from wavemamba.data.hf_datasets import HuggingFaceDataset
 from wavemamba.data.hf_stream import HuggingFaceStream
 from wavemamba.data.image_folder import ImageFolder
@@ -30,6 +31,7 @@ __all__ = [
     "StreamedSource",
     "TarShards",
     "collate",
+    "encode_source",
     "hold_out",
     "open_source",
     "register_source",

@@ -48,19 +48,19 @@ class LatentShardWriter:
         self.description = json.loads(text)
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = self.folder / "begun.json"
-        if begun.exists():
-            found = read_object(begun, "give another output folder")
-            differing = sorted(
-                key for key in {*found, *self.description} if found.get(key) != self.description.get(key)
+        if begun.exists() and any(self.folder.glob("latents-*.safetensors")):
+            self._refuse_another(read_object(begun, "give another output folder"))
+        write_atomically(begun, json.dumps(self.description, indent=1).encode())
+
+    def _refuse_another(self, found: dict[str, Any]) -> None:
+        wanted = self.description
+        differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if differing:
+            what = ", ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in differing)
+            raise DataError(
+                f"{shown(self.folder)}: expected the same encoding as it was begun with, got: {what}; "
+                "give another output folder"
             )
-            if differing:
-                what = ", ".join(f"{key} was {found.get(key)!r}, is {self.description.get(key)!r}" for key in differing)
-                raise DataError(
-                    f"{shown(self.folder)}: expected the same encoding as it was begun with, got: {what}; "
-                    "give another output folder"
-                )
-        else:
-            write_atomically(begun, json.dumps(self.description, indent=1).encode())
 
     def missing(self) -> Iterator[tuple[int, range]]:
         """Number and example range of every shard that is not there, or whose file does not match its checksum."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class PictureView:
             the smallest and largest number of the picture. Other pictures have the range of their type.
         reduce: large pictures are first averaged over whole factors, JPEGs while they are decoded, which leave at least
             this many times the wanted side for the bicubic: fast, and within 40 dB PSNR of the bicubic in one step on
-            photographs. None: in one step.
+            photographs. `math.inf`: in one step.
 
     Raises:
         ConfigError: a wrong value.
@@ -57,7 +58,7 @@ class PictureView:
     mirror: bool = False
     background: str = "white"
     value_range: tuple[float, float] | None = None
-    reduce: float | None = 1.7
+    reduce: float = 1.7
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -74,8 +75,8 @@ class PictureView:
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError(f"value_range: expected (low, high) with low < high, got {self.value_range!r}")
 
-        if self.reduce is not None and not self.reduce >= 1:
-            raise ConfigError(f"reduce: expected >= 1 or None, got {self.reduce!r}")
+        if not self.reduce >= 1:
+            raise ConfigError(f"reduce: expected a number >= 1, got {self.reduce!r}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,7 +122,7 @@ class PictureView:
             height, width = width, height
         # The picture's extent in its own pixels; JPEG's reduction ends in the middle of one.
         extent = (float(opened.width), float(opened.height))
-        if self.reduce and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
+        if self.reduce < math.inf and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
             scale = self.reduce * max(height / opened.height, width / opened.width)
             wanted = (max(1, int(opened.width * scale)), max(1, int(opened.height * scale)))
             drafted = opened.draft("L" if self.channels == 1 else opened.mode, wanted)
