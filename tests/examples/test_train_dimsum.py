@@ -143,6 +143,14 @@ def test_a_model_of_another_width_is_named_though_changes_are_accepted(train, ca
     assert "tensors differ" in capsys.readouterr().err
 
 
+def test_a_folder_whose_name_is_no_text_is_trained_in(train, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9")
+    out, status = train(name, "--no-quiet", steps=1)
+    assert status == 0
+    assert "caf\\xe9: trained 1 steps" in capsys.readouterr().out
+    assert weights(out)
+
+
 def test_one_class_is_unconditional_and_a_folder_of_images_works(train, tmp_path):
     import numpy as np
     from PIL import Image

@@ -56,9 +56,29 @@ def shard_on_the_cpu():
     state.AcceleratorState.__init__ = begin_sharded
 
 
-def train_sharded(folder):
-    """Train with FSDP2; damage the last checkpoint; go on from the one before; whether both ends are the same."""
+def train_twice(out, *more):
+    """Train; damage the last checkpoint; go on from the one before; whether both ends are the same to the last bit."""
     import train_dimsum
+    from torch import distributed as dist
+
+    options = train_options(out, "class_dropout=0.2", "drop_path_rate=0.1", *more)
+    ends = []
+    for _ in range(2):
+        fresh_accelerate()
+        if train_dimsum.main(options):
+            return False
+        ends.append([(out / name).read_bytes() for name in ("model/model.safetensors", "log.jsonl")])
+        dist.barrier()
+        if dist.get_rank() == 0 and len(ends) == 1:
+            files = (out / "checkpoints" / "step-00000008").rglob("*.*")
+            damaged = max(files, key=lambda path: (path.suffix == ".safetensors", path.suffix == ".pt"))
+            os.truncate(damaged, damaged.stat().st_size - 1)
+        dist.barrier()
+    return ends[0] == ends[1] and (out / "checkpoints" / "damaged-00000008").is_dir()
+
+
+def train_sharded(folder):
+    """The same with FSDP2, in float16 too; whether every model was sharded."""
     from accelerate import Accelerator
     from torch.distributed.fsdp import FSDPModule
 
@@ -72,20 +92,7 @@ def train_sharded(folder):
         return prepared
 
     Accelerator.prepare = watched
-    out = folder / "sharded"
-    options = train_options(out, "class_dropout=0.2", "drop_path_rate=0.1")
-    ends = []
-    for _ in range(2):
-        fresh_accelerate()
-        if train_dimsum.main(options) or not all(sharded):
-            return False
-        ends.append((out / "model" / "model.safetensors").read_bytes())
-        torch.distributed.barrier()
-        if torch.distributed.get_rank() == 0 and len(ends) == 1:
-            damaged = sorted((out / "checkpoints" / "step-00000008" / "shards").iterdir())[1]
-            os.truncate(damaged, damaged.stat().st_size - 1)
-        torch.distributed.barrier()
-    return ends[0] == ends[1] and (out / "checkpoints" / "damaged-00000008").is_dir()
+    return train_twice(folder / "sharded") and train_twice(folder / "half", "--precision=fp16") and all(sharded)
 
 
 def fresh_accelerate():
@@ -99,12 +106,11 @@ def fresh_accelerate():
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "examples"))
     import evaluate
-    import train_dimsum
     from accelerate import Accelerator
 
     Accelerator.end_training = lambda self: None  # one process group serves all scripts
     folder = Path(sys.argv[1])
-    status = train_dimsum.main(train_options(folder / "two", "class_dropout=0.2", "drop_path_rate=0.1"))
+    good = train_twice(folder / "two")
     options = evaluate_options(folder / "model", folder / "images", folder / "two.json")
-    status = status or evaluate.main(options, SmallFeatures())
-    sys.exit(status or not train_sharded(folder))
+    good = good and evaluate.main(options, SmallFeatures()) == 0
+    sys.exit(not (good and train_sharded(folder)))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from wavemamba.errors import WavemambaError
+from wavemamba.training.writing import printable
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 
@@ -16,7 +17,7 @@ def exit_status(command: Callable[[], None]) -> int:
     try:
         command()
     except (WavemambaError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

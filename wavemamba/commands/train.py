@@ -20,6 +20,7 @@ from wavemamba.commands.from_config import add_options, config_from
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.commands.running import exit_status
 from wavemamba.training import TrainConfig, Trainer
+from wavemamba.training.writing import printable
 
 
 def build_parser() -> RecipeParser:
@@ -45,5 +46,6 @@ def _train(arguments: Sequence[str], make_trainer: Callable[[TrainConfig], Train
     if trainer.main and outcome == "stopped":
         print(f"stopped by a signal: step {trainer.step} is saved, the same command goes on")
     elif trainer.main:
-        print(f"{trainer.out}: trained {trainer.step} steps, averaged weights in {trainer.out / 'model'}")
+        out = printable(str(trainer.out))
+        print(f"{out}: trained {trainer.step} steps, averaged weights in {out}/model")
     trainer.accelerator.end_training()

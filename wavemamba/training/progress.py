@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from wavemamba.training.callbacks import Callback, Outcome
+from wavemamba.training.writing import printable
 
 if TYPE_CHECKING:
     from wavemamba.training.trainer import Trainer
@@ -24,7 +25,7 @@ class Progress(Callback):
     """
 
     def __init__(self, write: Callable[[str], Any] = tqdm.write) -> None:
-        self.write = write
+        self.write: Callable[[str], Any] = lambda text: write(printable(text))
         self._bar: Any = None
         self._begun = 0
         self._loss = ""

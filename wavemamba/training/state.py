@@ -58,11 +58,11 @@ class TrainState:
         return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     def tensors(self) -> dict[str, Any]:
-        """`model`, `ema` and `optimizer`: sharded where the model is, or else whole and on the CPU.
+        """`model`, `ema` and `optimizer`: sharded where the model is, or else whole, and on the first process's CPU.
 
         Every process has to call it.
         """
-        options = StateDictOptions(full_state_dict=not self.sharded, cpu_offload=not self.sharded)
+        options = StateDictOptions(cpu_offload=rank() == 0 and not self.sharded)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
         averages = {name: get_model_state_dict(average, options=options) for name, average in self.averages.items()}
         return {"model": model, "ema": averages, "optimizer": optimizer}

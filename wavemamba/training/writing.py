@@ -19,6 +19,11 @@ def free_space(folder: Path) -> str:
         return f"its free space is not known ({error})"
 
 
+def printable(text: str) -> str:
+    """A text with bytes that are no UTF-8, as names of files may hold, as `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn what the system says while something is written to a run's folder into a `CheckpointError`."""
