@@ -6,21 +6,23 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wavemamba.errors import ConfigError
+from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.base import Model
 from wavemamba.models.family import EntryPoint
-from wavemamba.models.registry import create_model, entry_points, on_registration
+from wavemamba.models.hub import download
+from wavemamba.models.registry import build_model, class_of, download_published, entry_points, on_registration
 
 __all__: list[str] = []
 default_cfgs: dict[str, Any] = {}
 """What timm reads of each name when it is registered."""
 
 _REGISTRY = "timm.models"
+_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm writes them, the first that is there
 # What timm and its scripts pass to every model, at the value that asks for nothing.
 _NEUTRAL: dict[str, Any] = {
     "drop_rate": 0.0,
@@ -37,7 +39,7 @@ _NEUTRAL: dict[str, Any] = {
 
 def register_in_timm() -> None:
     """Make every model known to timm: at once where timm is imported, otherwise as soon as it is."""
-    on_registration(_add)
+    on_registration(_add, _expect_free)
     if hasattr(sys.modules.get(_REGISTRY), "register_model"):
         _add_all()
     else:
@@ -56,14 +58,16 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return None
-        run: Callable[[ModuleType], None] = spec.loader.exec_module
+        loader = spec.loader
+        run: Callable[[ModuleType], None] = loader.exec_module
 
         def run_and_add(module: ModuleType) -> None:
+            del loader.exec_module  # which then is the loader's own again
             run(module)
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
             _add_all()
 
-        spec.loader.exec_module = run_and_add  # type: ignore[method-assign]  # this loader serves this module alone
+        loader.exec_module = run_and_add  # type: ignore[method-assign]  # this loader serves this module alone
         return spec
 
 
@@ -83,50 +87,86 @@ def _add(name: str, entry: EntryPoint) -> None:
     def build(pretrained: bool = False, **options: Any) -> Model:
         return _create(name, pretrained, options)
 
-    if _taken_by_timm(name):
-        raise ConfigError(f"model: expected a name that timm does not have, got {name!r}; timm keeps its own")
     if registry.is_model(name):
         return  # registered anew: what timm calls finds the new one by its name
     build.__name__ = build.__qualname__ = name
     build.__doc__ = entry.summary
-    published = entry.published
-    default_cfgs.update(
-        registry.generate_default_cfgs(
-            {
-                name: {
-                    "architecture": name,
-                    "hf_hub_id": published.repository if published else None,
-                    "hf_hub_filename": published.file if published else None,
-                    **_known_of_input(entry),
-                }
-            }
-        )
-    )
+    if entry.build is None:
+        default_cfgs.update(registry.generate_default_cfgs({name: _default_cfg(name, entry)}))
     registry.register_model(build)
 
 
+def _expect_free(name: str) -> None:
+    if _taken_by_timm(name):
+        raise ConfigError(f"model: expected a name that timm does not have, got {name!r}; timm keeps its own")
+
+
 def _taken_by_timm(name: str) -> bool:
-    registry = sys.modules[_REGISTRY]
-    return bool(registry.is_model(name) and registry.model_entrypoint(name).__module__ != __name__)
+    registry = sys.modules.get(_REGISTRY)
+    return bool(registry and registry.is_model(name) and registry.model_entrypoint(name).__module__ != __name__)
 
 
-def _known_of_input(entry: EntryPoint) -> dict[str, Any]:
-    return {}
+def _default_cfg(name: str, entry: EntryPoint) -> dict[str, Any]:
+    cls = class_of(name)
+    options = {option: value for option, value in entry.defaults.items() if option not in cls.parts}
+    published = entry.published
+    return {
+        "architecture": name,
+        "hf_hub_id": published.repository if published else None,
+        "hf_hub_filename": published.file if published else None,
+        "first_conv": cls.first_conv,
+        "classifier": cls.classifier,
+        **cls.describe_input(cls.config_class(**options)),
+    }
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Model:
-    changes, weights = _sources(name, pretrained, options)
+    """Build a model with what `timm.create_model` passes on."""
+    cfg = _plain(options.pop("pretrained_cfg", None)) | dict(options.pop("pretrained_cfg_overlay", None) or {})
+    cache_dir = options.pop("cache_dir", None)
+    options.pop("pretrained_model_args", None)  # which timm has put among the options too
+    known = entry_points()[name]
+    own = class_of(name).config_class.option_names() if known.build is None else ()
     for option, neutral in _NEUTRAL.items():
-        if option in options and options[option] == neutral:
-            del options[option]
-    model = create_model(name, **options) if weights is None else create_model(name, checkpoint_path=weights, **options)
-    del changes
+        if option not in own and options.get(option, neutral) != neutral:
+            raise ConfigError(f"{option}: expected {neutral!r}, as {name} has no such option, got {options[option]!r}")
+        if option not in own:
+            options.pop(option, None)
+    weights = _weights(name, cfg, cache_dir) if pretrained else None
+    model = build_model(name, weights, options)
+    model.told_of_weights = {key: value for key, value in cfg.items() if key != "state_dict"}
     return model
 
 
-def _sources(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[dict[str, Any], str | Path | None]:
-    for option in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):
-        options.pop(option, None)
-    if pretrained:
-        options["pretrained"] = True
-    return {}, None
+def _plain(cfg: Any) -> dict[str, Any]:
+    if not cfg:
+        return {}
+    if isinstance(cfg, str):
+        raise ConfigError(
+            f"pretrained_cfg: expected a dict, as these models have no tags, got {cfg!r}; leave the tag out"
+        )
+    return dict(cfg) if isinstance(cfg, Mapping) else cfg.to_dict()
+
+
+def _weights(name: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> Any:
+    """Where a `pretrained_cfg` says that the weights are; what it does not say is as published."""
+    for key in ("url", "custom_load"):
+        if cfg.get(key):
+            raise ConfigError(f"{key}: expected file, hf_hub_id or state_dict in pretrained_cfg, got {cfg[key]!r}")
+    if cfg.get("state_dict"):
+        return cfg["state_dict"]
+    if cfg.get("file"):
+        return _in_folder(Path(cfg["file"]))
+    if not cfg.get("hf_hub_id"):
+        return download_published(name, cache_dir)
+    repository, _, revision = cfg["hf_hub_id"].partition("@")
+    if file := cfg.get("hf_hub_filename"):
+        return download(repository, file, revision or None, cache_dir)
+    try:
+        return download(repository, _FILES[0], revision or None, cache_dir)
+    except CheckpointError:
+        return download(repository, _FILES[1], revision or None, cache_dir)
+
+
+def _in_folder(path: Path) -> Path:
+    return next((path / file for file in _FILES if (path / file).is_file()), path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
+from wavemamba.layers.weight_decay import undecayed_names
 from wavemamba.models import saving
 from wavemamba.models.config import DiffusionConfig, ModelConfig
 from wavemamba.models.description import Condition, TrainedFor
@@ -52,6 +54,8 @@ class Model(nn.Module):
     """What the model was trained for; to be set by whoever trains it."""
     adapted: tuple[str, ...] = ()
     """What was adapted when it was loaded from weights of another size."""
+    told_of_weights: Mapping[str, Any] = MappingProxyType({})
+    """What timm was told of the weights, for example who made them; kept for `default_cfg`."""
     _made_on_meta: bool = False
     entry_point: str | None = None
     """The name that it was made by."""
@@ -105,13 +109,18 @@ class Model(nn.Module):
         return state, []
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay would harm."""
-        return set()
+        """Names of the parameters that weight decay would harm: those that are marked so."""
+        return undecayed_names(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         if enable:
             raise ConfigError(f"grad_checkpointing: expected False, as {type(self).__name__} keeps its activations")
+
+    @classmethod
+    def describe_input(cls, config: Any) -> dict[str, Any]:
+        """What models of a configuration read, in the words of timm: `input_size`, `num_classes`, `mean`, ..."""
+        return {}
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -121,6 +130,8 @@ class Model(nn.Module):
             "first_conv": self.first_conv,
             "classifier": self.classifier,
             "pool_size": None,
+            **self.told_of_weights,
+            **self.describe_input(self.config),
         }
 
     @property
@@ -261,22 +272,18 @@ class DiffusionModel(Model, ABC):
         """What the model is told beside the image and the time."""
         return Condition("class" if self.num_classes else "none", self.num_classes, self.null_class)
 
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """What the model is, in the form that timm reads.
-
-        Images of one or three channels are taken as pixels, which the model sees in [-1, 1]; others as latents, which
-        it sees as they are.
+    @classmethod
+    def describe_input(cls, config: Any) -> dict[str, Any]:
+        """See `Model.describe_input`. Images of one or three channels are taken as pixels, which the model
+        sees in [-1, 1]; others as latents, which it sees as they are.
         """
-        channels = self.in_chans
-        centre = 0.5 if channels in (1, 3) else 0.0
+        centre = 0.5 if config.in_chans in (1, 3) else 0.0
         return {
-            **super().default_cfg,
-            "input_size": (channels, *self.img_size),
+            "input_size": (config.in_chans, *config.img_size),
             "fixed_input_size": False,
-            "num_classes": self.num_classes,
-            "mean": (centre,) * channels,
-            "std": (centre or 1.0,) * channels,
+            "num_classes": config.num_classes,
+            "mean": (centre,) * config.in_chans,
+            "std": (centre or 1.0,) * config.in_chans,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",

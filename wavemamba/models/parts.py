@@ -9,11 +9,14 @@ from torch import nn
 
 from wavemamba.errors import ConfigError
 from wavemamba.names import choose
+from wavemamba.registry import Registry
 
 PartMaker = Callable[[Any, Any], nn.Module]
 _Maker = TypeVar("_Maker", bound=PartMaker)
-PART_KINDS = ("mixer", "fusion", "attention", "mlp")
-_registered: dict[str, dict[str, PartMaker]] = {kind: {} for kind in PART_KINDS}
+PART_KINDS = ("mixer", "fusion", "attention", "mlp", "norm")
+_registered: dict[str, Registry[PartMaker]] = {
+    kind: Registry(kind, f'add one with wavemamba.models.register_part("{kind}", name)') for kind in PART_KINDS
+}
 _built_in: dict[str, set[str]] = {kind: set() for kind in PART_KINDS}
 
 
@@ -24,7 +27,7 @@ def register_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
     what is particular to the block. The folder of a saved model holds the name alone: register it before loading.
 
     Args:
-        kind: "mixer", "fusion", "attention" or "mlp".
+        kind: "mixer", "fusion", "attention", "mlp" or "norm".
         name: a name that is not taken.
 
     Raises:
@@ -33,11 +36,9 @@ def register_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
     kind = choose("kind", kind, PART_KINDS)
 
     def register(make: _Maker) -> _Maker:
-        before = _registered[kind].get(name)
-        replaced = before is not None and _qualified(before) == _qualified(make)
-        if not name or name in _built_in[kind] or (before is not None and not replaced):
-            raise ConfigError(f"{kind}: expected a name that is not taken, got {name!r}; choose another")
-        _registered[kind][name] = make
+        if name in _built_in[kind]:
+            raise ConfigError(f"{kind}: expected a new name, got {name!r}, which is taken; choose another name")
+        _registered[kind].add(name, make)
         return make
 
     return register
@@ -55,8 +56,4 @@ def part_names(kind: str, built_in: Iterable[str]) -> tuple[str, ...]:
 
 def registered_part(kind: str, name: str) -> PartMaker | None:
     """What was registered under a name, or None."""
-    return _registered[kind].get(name)
-
-
-def _qualified(make: Any) -> tuple[Any, Any]:
-    return getattr(make, "__module__", None), getattr(make, "__qualname__", None)
+    return _registered[kind].find(name) if name in tuple(_registered[kind]) else None

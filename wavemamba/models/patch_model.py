@@ -13,6 +13,7 @@ from wavemamba.errors import ConfigError
 from wavemamba.layers import LabelEmbed, PatchEmbed, TimeEmbed, modulate
 from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
 from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.layers.weight_decay import undecayed_names
 from wavemamba.models.adapt import adapt_classes, adapt_dropout, adapt_input, adapt_output, adapt_position
 from wavemamba.models.base import DiffusionModel
 from wavemamba.models.config import PatchConfig
@@ -166,8 +167,11 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would harm: `A_log`, `D`, and the embedding tables."""
-        names = {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in ("A_log", "D")}
-        return names | {"pos_embed"} | ({"label_embed.table.weight"} if self.label_embed is not None else set())
+        return (
+            undecayed_names(self)
+            | {"pos_embed"}
+            | ({"label_embed.table.weight"} if self.label_embed is not None else set())
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters into layers, in timm's form.

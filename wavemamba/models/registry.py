@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from torch import Tensor
+
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.base import Model
 from wavemamba.models.family import EntryPoint, Family
@@ -18,9 +20,11 @@ from wavemamba.models.hub import download
 from wavemamba.models.loading import load_into
 from wavemamba.names import check_names
 
+Weights = str | os.PathLike[str] | Mapping[str, Tensor]
 _Thing = TypeVar("_Thing", bound=Callable[..., Model])
 _own: dict[str, Family] = {}
 _own_functions: dict[str, EntryPoint] = {}
+_checks: list[Callable[[str], None]] = []
 _listeners: list[Callable[[str, EntryPoint], None]] = []
 
 
@@ -58,17 +62,51 @@ def create_model(
     Returns:
         The model: in evaluation mode where weights were loaded, otherwise in training mode, as torch builds modules.
     """
-    known = entry_points()
-    check_names([str(name)], known, "model")
-    entry = known[name]
-    weights = checkpoint_path
+    weights: Weights | None = checkpoint_path
     if pretrained and weights is None:
-        weights = _published(name, entry)
-    model = _build(name, entry, overrides)
+        weights = download_published(name)
+    return build_model(name, weights, overrides)
+
+
+def build_model(name: str, weights: Weights | None, options: Mapping[str, Any]) -> Model:
+    """See `create_model`; `weights` may also be the parameters themselves."""
+    entry = _entry(name)
+    if entry.build is not None:
+        model = entry.build(**options)
+        if not isinstance(model, Model):
+            raise ConfigError(f"{name}: expected its function to return a wavemamba.models.Model, got {type(model)}")
+    else:
+        cls = class_of(name)
+        check_names(options, [*cls.config_class.option_names(), *cls.parts])
+        given = {**entry.defaults, **options}
+        parts = {part: given.pop(part) for part in cls.parts if part in given}
+        model = cls(cls.config_class(**given), **parts)
+    model.entry_point = name
     if weights is not None:
-        load_into(model, weights, changed=overrides)
+        load_into(model, weights, changed=options)
         model.eval()
     return model
+
+
+def download_published(name: str, cache_dir: str | Path | None = None) -> str:
+    """The path of the published weights of a name, fetched from the hub where they are not here yet.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be fetched.
+    """
+    published = _entry(name).published
+    if published is None:
+        others = [other for other, found in entry_points().items() if found.published]
+        raise CheckpointError(
+            f"pretrained: expected a model with published weights ({', '.join(others)}), got {name}; "
+            "train it, or name a file in checkpoint_path"
+        )
+    return download(published.repository, published.file, published.revision, cache_dir)
+
+
+def class_of(name: str) -> type[Model]:
+    """The class of the models of a name that is no function."""
+    return next(family.load() for family in families().values() if name in family.entry_points)
 
 
 @overload
@@ -97,15 +135,24 @@ def register_model(
     """
     if thing is None:
         return functools.partial(register_model, entry_points=entry_points)
+    family: Family | None = None
     if isinstance(thing, type) and issubclass(thing, Model):
-        added = _add_class(thing, entry_points)
+        family = _family_from(thing, entry_points)
+        added = dict(family.entry_points)
     elif callable(thing) and not isinstance(thing, type) and entry_points is None:
-        added = _add_function(thing)
+        added = _entry_from(thing)
     else:
         raise ConfigError(
             f"register_model: expected a subclass of wavemamba.models.Model, or a function without entry_points, got "
             f"{thing!r}"
         )
+    for check in _checks:
+        for name in added:
+            check(name)
+    if family is None:
+        _own_functions.update(added)
+    else:
+        _own[family.name] = family
     for name, entry in added.items():
         for listener in _listeners:
             listener(name, entry)
@@ -140,9 +187,15 @@ def family_of(name: str) -> type[Model]:
     return known[name].load()
 
 
-def on_registration(listener: Callable[[str, EntryPoint], None]) -> None:
-    """Call `listener(name, entry_point)` for every name that is registered from now on."""
+def on_registration(listener: Callable[[str, EntryPoint], None], check: Callable[[str], None]) -> None:
+    """Call `listener(name, entry_point)` for every name that is registered from now on.
+
+    Args:
+        listener: called once the name is registered.
+        check: called with the name before; what it raises keeps the name from being registered.
+    """
     _listeners.append(listener)
+    _checks.append(check)
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,32 +208,13 @@ def _rooms() -> dict[str, Family]:
     return found
 
 
-def _build(name: str, entry: EntryPoint, overrides: Mapping[str, Any]) -> Model:
-    if entry.build is not None:
-        model = entry.build(**overrides)
-        if not isinstance(model, Model):
-            raise ConfigError(f"{name}: expected its function to return a wavemamba.models.Model, got {type(model)}")
-    else:
-        cls = next(family.load() for family in families().values() if name in family.entry_points)
-        check_names(overrides, [*cls.config_class.option_names(), *cls.parts])
-        options = {**entry.defaults, **overrides}
-        parts = {part: options.pop(part) for part in cls.parts if part in options}
-        model = cls(cls.config_class(**options), **parts)
-    model.entry_point = name
-    return model
+def _entry(name: str) -> EntryPoint:
+    known = entry_points()
+    check_names([str(name)], known, "model")
+    return known[name]
 
 
-def _published(name: str, entry: EntryPoint) -> str:
-    if entry.published is None:
-        others = [other for other, found in entry_points().items() if found.published]
-        raise CheckpointError(
-            f"pretrained: expected a model with published weights ({', '.join(others)}), got {name}; "
-            "train it, or name a file in checkpoint_path"
-        )
-    return download(entry.published.repository, entry.published.file, entry.published.revision)
-
-
-def _add_class(cls: type[Model], names: Mapping[str, Mapping[str, Any]] | None) -> dict[str, EntryPoint]:
+def _family_from(cls: type[Model], names: Mapping[str, Mapping[str, Any]] | None) -> Family:
     family = getattr(cls, "family", None)
     if not isinstance(family, str) or not family or not hasattr(cls, "config_class"):
         raise ConfigError(f"register_model: expected {cls.__name__} to name its family and its config_class")
@@ -193,11 +227,10 @@ def _add_class(cls: type[Model], names: Mapping[str, Mapping[str, Any]] | None) 
     for options in defaults.values():
         check_names(options, [*cls.config_class.option_names(), *cls.parts])
     _expect_free(added, before.entry_points if before else ())
-    _own[family] = Family(family, lambda: cls, added)
-    return added
+    return Family(family, lambda: cls, added)
 
 
-def _add_function(function: Callable[..., Model]) -> dict[str, EntryPoint]:
+def _entry_from(function: Callable[..., Model]) -> dict[str, EntryPoint]:
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ConfigError(f"register_model: expected a function with a name, got {function!r}")
@@ -205,8 +238,7 @@ def _add_function(function: Callable[..., Model]) -> dict[str, EntryPoint]:
     if before is None or before.build is None or not _same(before.build, function):
         _expect_free([name], ())
     summary = (function.__doc__ or name).strip().partition("\n")[0]
-    _own_functions[name] = EntryPoint(summary, build=function)
-    return {name: _own_functions[name]}
+    return {name: EntryPoint(summary, build=function)}
 
 
 def _expect_free(names: Iterable[str], own: Iterable[str]) -> None:

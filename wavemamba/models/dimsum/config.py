@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from wavemamba.blocks.fusion import FUSION_MODES
 from wavemamba.layers.mixers.mamba1 import CONDITIONINGS, Conditioning
+from wavemamba.layers.norm import NORMS
 from wavemamba.models.config import MOST, PatchConfig, expect, expect_whole
 from wavemamba.models.parts import part_names, reserve
+from wavemamba.names import choose
 from wavemamba.ops.haar import LAYOUTS, Layout
 from wavemamba.scans import scan_order
 from wavemamba.transforms import frequency_transform
 
 PATH_FAMILIES = ("none", "sweep", "zigma", "jpeg")
 ATTENTION_SHARING = ("shared", "independent")
-NORM_NAMES = ("rms", "layer")
 MIXERS = ("mamba1",)
 MLPS = ("gated", "plain")
 ATTENTIONS = ("transformer",)
@@ -24,6 +25,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "fusion": FUSION_MODES,
     "attention": ATTENTIONS,
     "mlp": MLPS,
+    "norm": tuple(NORMS),
 }
 """The parts that an option names, each with the names that this family has itself."""
 for _kind, _names in PARTS.items():
@@ -34,7 +36,7 @@ for _kind, _names in PARTS.items():
 class DiMSUMConfig(PatchConfig):
     """Options of a DiMSUM model; checks itself.
 
-    `mixer`, `fusion`, `attention` and `mlp` also take what `wavemamba.models.register_part` made known.
+    `mixer`, `fusion`, `attention`, `mlp` and `norm` also take what `wavemamba.models.register_part` made known.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -66,7 +68,7 @@ class DiMSUMConfig(PatchConfig):
     mlp_ratio: float = 4.0
     """Its hidden width as a multiple of C."""
     norm: str = "rms"
-    """"rms" or "layer"."""
+    """"rms", "layer", or a registered part."""
     final_norm: bool = False
     """The output layer reads norm(residual + hidden) instead of hidden alone."""
     transform: str = "haar"
@@ -96,14 +98,13 @@ class DiMSUMConfig(PatchConfig):
             expect(name, getattr(self, name), lambda v: isinstance(v, bool), "True or False")
         choices: dict[str, Collection[str]] = {
             "attention_sharing": ATTENTION_SHARING,
-            "norm": NORM_NAMES,
             "layout": LAYOUTS,
             "scan_path": PATH_FAMILIES,
             "conditioning": CONDITIONINGS,
             **{kind: part_names(kind, own) for kind, own in PARTS.items()},
         }
         for name, values in choices.items():
-            expect(name, getattr(self, name), values.__contains__, f"one of {', '.join(values)}")
+            object.__setattr__(self, name, choose(name, getattr(self, name), values))
         fits = f"a number that gives a hidden width from 1 to {MOST} from dim = {self.dim}"
         expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim <= MOST, fits)
         if self.attention_every and self.attention in ATTENTIONS:

@@ -46,7 +46,9 @@ class DiMSUM(PatchDiffusionModel):
             self.blocks = nn.ModuleList((make_block or parts.make_block)(config, spec) for spec in self.plan)
             first_places = {spec.attention: spec for spec in reversed(self.plan) if spec.attention is not None}
             self.attentions = nn.ModuleList(parts.make_attention(config, first_places[i]) for i in sorted(first_places))
-            self.final_norm = make_norm(config.norm, config.dim) if config.final_norm else None
+            self.final_norm = (
+                make_norm(parts.make_norms(config, self.plan[-1]), config.dim) if config.final_norm else None
+            )
         self.reset_parameters()
 
     def needs(self) -> dict[str, str]:

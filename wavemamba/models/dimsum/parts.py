@@ -6,6 +6,7 @@ from torch import nn
 
 from wavemamba.blocks import DiMSUMBlock, SharedAttention, SpatialFrequencyFusion, SpatialMambaBlock, WaveletMambaBlock
 from wavemamba.layers import MambaMixer, make_mlp
+from wavemamba.layers.norm import Norm
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec
 from wavemamba.models.parts import registered_part
@@ -50,7 +51,7 @@ def make_block(
         frequency=frequency,
         fusion=make_fusion(config, spec) if fusion is None else fusion,
         mlp=make_feed_forward(config, spec) if mlp is None else mlp,
-        norm=config.norm,
+        norm=make_norms(config, spec),
         drop_path=spec.drop_path,
     )
 
@@ -80,6 +81,13 @@ def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     if own := registered_part("mlp", config.mlp):
         return own(config, spec)
     return make_mlp(config.dim, config.mlp_ratio, gated=config.mlp == "gated")
+
+
+def make_norms(config: DiMSUMConfig, spec: BlockSpec) -> Norm:
+    """What makes the norms of a block from their width."""
+    if own := registered_part("norm", config.norm):
+        return lambda dim: own(config, spec)
+    return config.norm
 
 
 def make_attention(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:

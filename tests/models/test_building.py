@@ -1,0 +1,238 @@
+"""A model is initialised by `reset_parameters` alone, wherever it was built; its parts are replaced from outside."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from wavemamba import CheckpointError, ConfigError, DiMSUM, DiMSUMBlock, create_model, list_models
+from wavemamba.models import load_pretrained, make_block, register_part
+
+EVERYTHING = {
+    "conditioning": "conv_state",
+    "bidirectional": True,
+    "final_norm": True,
+    "attention_sharing": "independent",
+    "attention_every": 1,
+    "norm": "layer",
+}
+
+
+def tiny(**options):
+    return create_model("dimsum_tiny", **{"img_size": 8, "depth": 2, "dim": 32, "num_classes": 3, **options})
+
+
+@pytest.fixture(params=[{}, EVERYTHING], ids=["default", "everything"])
+def options(request):
+    return request.param
+
+
+def test_built_on_meta_it_is_initialised_like_a_fresh_one(options):
+    torch.manual_seed(3)
+    fresh = tiny(**options)
+    with torch.device("meta"):
+        model = tiny(**options)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+    torch.manual_seed(3)
+    model.reset_parameters()
+    assert fresh.state_dict().keys() == model.state_dict().keys()
+    assert [n for n, value in fresh.state_dict().items() if not torch.equal(value, model.state_dict()[n])] == []
+    assert len(list(model.buffers())) == len(list(fresh.buffers()))
+
+
+def test_building_draws_nothing_but_initialising(options):
+    torch.manual_seed(3)
+    tiny(**options)
+    after = torch.rand(1)
+    model = tiny(**options)
+    torch.manual_seed(3)
+    model.reset_parameters()
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_a_part_that_cannot_be_initialised_is_named():
+    class Bare(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((dim,), 0.5))
+
+        def forward(self, x, cond=None, residual=None):
+            return x * self.scale, x
+
+    with torch.device("meta"):
+        model = tiny(make_block=lambda config, spec: Bare(config.dim))
+    model.to_empty(device="cpu")
+    with pytest.raises(ConfigError, match=r"blocks\.1: expected a module with reset_parameters.*Bare"):
+        model.reset_parameters()
+    fresh = tiny(make_block=lambda config, spec: Bare(config.dim))
+    fresh.reset_parameters()
+    assert torch.equal(fresh.blocks[0].scale, torch.full((32,), 0.5))
+
+
+class Decayed(nn.Module):
+    """A mixer with a table that is not saved, and a plain tensor: neither can be built without values."""
+
+    def __init__(self, dim, strength):
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+        self.register_buffer("table", torch.linspace(0.1, 1, dim) * strength, persistent=False)
+        self.plain = torch.ones(dim)
+
+    def forward(self, x, cond=None, *, order=None):
+        return self.proj(x) * self.table + self.plain
+
+
+def own_block(config, spec):
+    return DiMSUMBlock(config.dim, config.dim, spatial=None, fusion=None, drop_path=spec.drop_path)
+
+
+@register_part("mixer", "decayed")
+def decayed(config, spec):
+    return Decayed(config.dim // 2, 2.0)
+
+
+@register_part("norm", "halved")
+def halved(config, spec):
+    return nn.LayerNorm(config.dim)
+
+
+@register_part("mlp", "narrow")
+def narrow(config, spec):
+    return nn.Sequential(nn.Linear(config.dim, 4), nn.GELU(), nn.Linear(4, config.dim))
+
+
+@register_part("fusion", "sum")
+class Sum(nn.Module):
+    def __init__(self, config, spec):
+        super().__init__()
+        self.proj = nn.Linear(config.dim // 2, config.dim)
+
+    def forward(self, spatial, frequency):
+        return self.proj(spatial + frequency)
+
+
+@register_part("attention", "scaled")
+class Scaled(nn.Module):
+    def __init__(self, config, spec):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, cond):
+        return x * self.scale
+
+
+def run(model):
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    out = model(x, t, y)
+    (out * torch.randn_like(out)).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    return model.eval()(x, t, y), (x, t, y)
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({"make_block": own_block}, {"make_block": f"{__name__}.own_block"}),
+        ({"mixer": "decayed"}, {"mixer": f"decayed: {__name__}.decayed"}),
+        ({"norm": "halved", "final_norm": True}, {"norm": f"halved: {__name__}.halved"}),
+        ({"mlp": "narrow"}, {"mlp": f"narrow: {__name__}.narrow"}),
+        ({"fusion": "sum"}, {"fusion": f"sum: {__name__}.Sum"}),
+        ({"attention": "scaled"}, {"attention": f"scaled: {__name__}.Scaled"}),
+    ],
+)
+def test_an_own_part_trains_saves_and_loads(given, needs, tmp_path, monkeypatch):
+    model = tiny(**given)
+    out, arguments = run(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["needs"] == needs
+    passed = {name: part for name, part in given.items() if name == "make_block"}
+    loaded = load_pretrained(tmp_path, **passed)
+    assert torch.equal(loaded(*arguments), out)
+    assert torch.equal(copy.deepcopy(loaded)(*arguments), out)
+    if passed:
+        with pytest.raises(CheckpointError, match=r"make_block= \(it was .*own_block\)"):
+            DiMSUM.from_pretrained(tmp_path)
+        return
+    import wavemamba.models.parts as parts
+
+    for kind in needs:  # as in a process that has not registered it
+        monkeypatch.setitem(parts._registered, kind, parts.Registry(kind, "add one"))
+    with pytest.raises(CheckpointError, match=f"register {next(iter(needs.values()))}"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"spatial_scan": "hilbert"},
+        {"frequency_scan": "hilbert"},
+        {"spatial_scan": "snake", "frequency_scan": "raster"},
+        {"transform": "dct", "layout": "mosaic"},
+        {"mixer": "Mamba1", "layout": "Mosaic", "fusion": "swap-k"},
+    ],
+)
+def test_common_choices_by_name(given, tmp_path):
+    model = tiny(**given)
+    out, arguments = run(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_pretrained(tmp_path)(*arguments), out)
+
+
+def test_scans_differ_from_block_to_block():
+    plan = tiny(depth=4, spatial_scan="hilbert", frequency_scan="hilbert").plan
+    assert len({spec.spatial_scan for spec in plan}) == 4
+    assert len({spec.frequency_scan for spec in plan}) == 2
+    assert [spec.index for spec in plan] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mixer": "mamba"}, "did you mean 'mamba1'"),
+        ({"spatial_scan": "hilbrt"}, "hilbert"),
+        ({"snake": True, "spatial_scan": "hilbert"}, "spatial_scan"),
+        ({"make_blok": own_block}, "did you mean make_block"),
+        ({"mlp": "gatd"}, "'gated'"),
+    ],
+)
+def test_misspelt_parts_are_named(given, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(**given)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mixer", "mamba1"), ("mixer", "decayed"), ("mixr", "x"), ("mlp", "")])
+def test_names_of_parts_are_free_and_good(kind, name):
+    with pytest.raises(ConfigError, match="expected"):
+        register_part(kind, name)(lambda config, spec: nn.Identity())
+
+
+def test_intermediates():
+    model = tiny(depth=4, attention_every=2).eval()
+    _, arguments = run(model)
+    every = model.forward_intermediates(*arguments)
+    assert [x.shape for x in every] == [(2, 32, 4, 4)] * 4
+    last = model.forward_intermediates(*arguments, indices=1, output_fmt="NHWC")
+    assert torch.equal(last[0], model.forward_features(*arguments))
+    assert torch.equal(last[0].permute(0, 3, 1, 2), every[3])
+    picked = model.forward_intermediates(*arguments, indices=[-1, 0])
+    assert torch.equal(picked[0], every[3])
+    assert torch.equal(picked[1], every[0])
+    compiled = torch.compile(lambda *a: model.forward_intermediates(*a, indices=[1]), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*arguments)[0], every[1])
+    for bad in ({"indices": [4]}, {"indices": 5}, {"indices": 0}, {"norm": True}, {"output_fmt": "NLC"}):
+        with pytest.raises(ConfigError):
+            model.forward_intermediates(*arguments, **bad)
+
+
+def test_make_block_is_the_default():
+    model = tiny(make_block=make_block)
+    assert list_models("dimsum_tiny") == ["dimsum_tiny"]
+    assert model.state_dict().keys() == tiny().state_dict().keys()
