@@ -84,6 +84,16 @@ def test_strided_inputs_among_poisoned_memory(device):
         torch.testing.assert_close(result, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("with_order", [False, True])
+@pytest.mark.parametrize("width", [1, 4])
+def test_packed_sequences(device, sizes, width, with_order):
+    length = sizes(40, 2051)
+    inputs = conv_inputs(length=length, width=width, channels=sizes(5, 300))
+    seq_idx = (torch.arange(length) * torch.tensor([[9], [20]])).div(length, rounding_mode="floor")
+    order = torch.randperm(length) if with_order else None
+    assert_agrees(inputs, device, activation="silu", order=order, seq_idx=seq_idx.to(device))
+
+
 def test_nan_stays_in_its_channel_and_window(device):
     inputs = {k: v.to(device) for k, v in conv_inputs(batch=1).items()}
     inputs["x"][0, 2, 3] = torch.nan

@@ -111,11 +111,11 @@ def test_registrations(device):
     sizes = {"batch": 1, "length": 3, "width": 2, "state": 2}
     inputs = {k: v.float().to(device).requires_grad_() for k, v in scan_inputs(**sizes).items()}
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    order = torch.randperm(3).to(device)
-    arguments = (*(inputs[k] for k in names), True, inputs["initial_state"], order, True, "triton")
+    order, seq_idx = torch.randperm(3).to(device), torch.tensor([[0, 1, 1]], device=device)
+    arguments = (*(inputs[k] for k in names), True, inputs["initial_state"], order, seq_idx, True, "triton")
     torch.library.opcheck(scan.op, arguments)
     x, weight = torch.randn(1, 3, 6, device=device, requires_grad=True), torch.randn(6, 2, device=device)
-    torch.library.opcheck(conv.op, (x, weight, None, True, None, order, "triton"))
+    torch.library.opcheck(conv.op, (x, weight, None, True, None, order, seq_idx, "triton"))
     image = torch.randn(1, 2, 4, 4, device=device, requires_grad=True)
     torch.library.opcheck(haar_map.op, (image, 1, "channel", 0.5, False, "triton"))
 

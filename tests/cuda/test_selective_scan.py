@@ -153,6 +153,19 @@ def test_segments_of_a_long_sequence(device, sizes, monkeypatch, with_order):
     assert_agrees(inputs, device, delta_softplus=True, order=order)
 
 
+@pytest.mark.parametrize(("with_order", "cut"), [(False, False), (True, False), (True, True)])
+def test_packed_sequences(device, sizes, monkeypatch, with_order, cut):
+    """The state starts anew, also where the sequence is cut into segments."""
+    if cut:
+        monkeypatch.setattr(plan, "SHORTEST_SEGMENT", sizes(8, 64))
+        monkeypatch.setattr(plan, "multiprocessors", lambda tensor: 100)
+    length = sizes(33, 4099) if cut else sizes(19, 200)
+    inputs = inputs_in(torch.float32, batch=2, length=length, width=sizes(3, 40), state=3)
+    seq_idx = (torch.arange(length) >= torch.tensor([[length // 2], [2]])).long() + (torch.arange(length) > length - 3)
+    order = torch.randperm(length) if with_order else None
+    assert_agrees(inputs, device, delta_softplus=True, order=order, seq_idx=seq_idx.to(device))
+
+
 def test_same_bits_every_time(device, sizes):
     inputs = {k: v.to(device) for k, v in inputs_in(torch.bfloat16, length=sizes(5, 300), width=sizes(6, 640)).items()}
     first = run(inputs, "triton", delta_softplus=True)

@@ -56,9 +56,15 @@ def causal_conv1d_fn(
         assert initial_states.dtype == x.dtype
         assert initial_states.stride(1) == 1
         initial_states = initial_states.transpose(1, 2)
+    if seq_idx is not None:
+        assert seq_idx.dtype == torch.int32
+        assert seq_idx.is_contiguous()
+        assert initial_states is None
+        assert x.stride(1) == 1
     y = causal_conv1d(
-        x.transpose(1, 2), weight, bias, activation=activation, initial_state=initial_states, backend="reference"
-    )
+        x.transpose(1, 2), weight, bias, activation=activation, initial_state=initial_states, seq_idx=seq_idx,
+        backend="reference",
+    )  # fmt: skip
     return y.transpose(1, 2)
 
 
@@ -137,6 +143,16 @@ def test_convolution_and_its_gradients(conv, channels, with_state, with_order):
         strict=True,
     ):
         assert relative_error(gradient, truth) < 1e-6
+
+
+@pytest.mark.parametrize("with_order", [False, True])
+def test_convolution_of_packed_sequences(conv, with_order):
+    """The package compares numbers alone, so that a sequence that comes back, as with an order, needs another one."""
+    x, weight, bias = torch.randn(2, 9, 16), torch.randn(16, 4), torch.randn(16)
+    order = torch.randperm(9) if with_order else None
+    seq_idx = torch.tensor([[0, 0, 1, 0, 0, 0, 2, 2, 2], [3, 3, 3, 4, 3, 4, 3, 4, 4]])
+    expected = causal_conv1d(x, weight, bias, activation="silu", order=order, seq_idx=seq_idx, backend="reference")
+    torch.testing.assert_close(conv(x, weight, bias, True, None, order, seq_idx), expected)
 
 
 def test_convolution_of_half_a_projection(conv):

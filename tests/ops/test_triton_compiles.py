@@ -21,7 +21,9 @@ AMPERE, HOPPER = 80, 90
 CAPABILITIES = pytest.mark.parametrize("capability", [AMPERE, HOPPER])
 
 
-def scan_call(dtype, batch=2, length=256, width=1024, state=16, with_order=True, parts=True, states=False):
+def scan_call(
+    dtype, batch=2, length=256, width=1024, state=16, with_order=True, parts=True, states=False, packed=False
+):
     """A scan and its gradients as the host would launch them: with D, gate, bias and softplus, with states flowing."""
 
     def empty(*shape, dtype=dtype):
@@ -34,7 +36,8 @@ def scan_call(dtype, batch=2, length=256, width=1024, state=16, with_order=True,
         D, z, bias = (empty(width, dtype=number), empty(*row), empty(width, dtype=number)) if parts else (None,) * 3
         first = empty(batch, width, state, dtype=number) if states else None
         order = torch.arange(length) if with_order else None
-        inputs = ScanInputs(u, delta, A, B, C, D, z, bias, parts, first, order)
+        seq_idx = torch.zeros(batch, length, dtype=torch.int64) if packed else None
+        inputs = ScanInputs(u, delta, A, B, C, D, z, bias, parts, first, order, seq_idx)
         y, last, kept = scan.forward(inputs, True)
         scan.backward(inputs, y, last if states else None, kept)
 
@@ -72,14 +75,21 @@ def test_scan_between_states_compiles(monkeypatch):
         assert compile_launch(launch, HOPPER).spilled == 0
 
 
+@CAPABILITIES
+def test_packed_scan_compiles(monkeypatch, capability):
+    for launch in scan_launches(monkeypatch, torch.bfloat16, packed=True):
+        assert compile_launch(launch, capability).spilled <= (16 if capability == AMPERE else 0)
+
+
 def test_scan_without_optional_parts_compiles(monkeypatch):
     for launch in scan_launches(monkeypatch, torch.float16, width=40, state=3, with_order=False, parts=False):
         compile_launch(launch, HOPPER)
 
 
-def test_scan_of_segments_compiles(monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_scan_of_segments_compiles(monkeypatch, packed):
     monkeypatch.setattr(plan, "multiprocessors", lambda tensor: 132)
-    launches = scan_launches(monkeypatch, torch.bfloat16, batch=1, length=4096)
+    launches = scan_launches(monkeypatch, torch.bfloat16, batch=1, length=4096, packed=packed)
     assert [launch.name for launch in launches] == [
         "summarize", "combine", "forward", "summarize", "combine", "backward",
     ]  # fmt: skip
@@ -117,13 +127,18 @@ def test_offsets_beyond_32_bits_take_another_compilation(monkeypatch):
 
 
 @CAPABILITIES
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_convolution(monkeypatch, capability, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True)],
+    ids=["bf16", "fp32", "packed"],
+)
+def test_convolution(monkeypatch, capability, dtype, packed):
     x, weight, bias = torch.empty(2, 256, 1024, dtype=dtype), torch.empty(1024, 4), torch.empty(1024)
     first, order = torch.empty(2, 3, 1024, dtype=dtype), torch.arange(256)
+    seq_idx = torch.zeros(2, 256, dtype=torch.int64) if packed else None
 
     def call():
-        inputs = ConvInputs(x, weight, bias, True, first, order)
+        inputs = ConvInputs(x, weight, bias, True, first, order, seq_idx)
         conv.backward(inputs, conv.forward(inputs))
 
     forward, backward = (compile_launch(launch, capability) for launch in launches_of(monkeypatch, (conv,), call))

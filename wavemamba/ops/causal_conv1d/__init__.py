@@ -6,7 +6,7 @@ Every backend is one function, `run(ConvInputs) -> y`.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from wavemamba.ops.causal_conv1d import mamba_ssm, op, reference, torch
 from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.packed import expect_seq_idx, last_inputs
 from wavemamba.scans import expect_permutation
 
 __all__ = ["BACKENDS", "causal_conv1d"]
@@ -31,6 +32,36 @@ BACKENDS: tuple[Backend, ...] = (
 )
 
 
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    activation: Literal["silu", "swish"] | None = ...,
+    initial_state: Tensor | None = ...,
+    return_last_state: Literal[False] = ...,
+    order: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    activation: Literal["silu", "swish"] | None = ...,
+    initial_state: Tensor | None = ...,
+    return_last_state: Literal[True],
+    order: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -38,9 +69,11 @@ def causal_conv1d(
     *,
     activation: Literal["silu", "swish"] | None = None,
     initial_state: Tensor | None = None,
+    return_last_state: bool = False,
     order: Tensor | None = None,
+    seq_idx: Tensor | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Depthwise convolution in which step `l` sees the steps `l - width + 1 .. l` only.
 
         y_l = act(bias + sum_k weight[:, k] * x_{l - width + 1 + k})
@@ -53,11 +86,17 @@ def causal_conv1d(
         bias: (E,).
         activation: None, or "silu" (also called "swish").
         initial_state: (B, width - 1, E), the inputs before the first step, oldest first; zero where absent.
+        return_last_state: also return what a call with the next steps takes as its initial state.
         order: (L,) int64 or int32, a permutation: step `l` reads and writes row `order[l]`.
+        seq_idx: (B, L) int64 or int32, the number of the sequence that each row belongs to; a sequence ends where row
+            `order[l]` has another number than row `order[l - 1]`, and no step sees another one's inputs: they count as
+            zero. The initial state belongs to the first sequence; None: all rows are one.
         backend: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
 
     Returns:
-        (B, L, E) in the dtype of `x`.
+        `y` (B, L, E) in the dtype of `x`; with `return_last_state` the pair `(y, last_state)`, `last_state`
+        (B, width - 1, E) in the dtype of `x`: the last inputs, oldest first, of the last step's sequence, zero where it
+        has fewer.
 
     Raises:
         ShapeError: a size or dtype does not fit, or the activation is unknown.
@@ -81,13 +120,15 @@ def causal_conv1d(
     expect_floating("weight", weight)
 
     order = None if order is None else expect_permutation(order, length)
-    inputs = ConvInputs(x, weight, bias, activation is not None, initial_state, order)
+    if seq_idx is not None:
+        expect_seq_idx(seq_idx, x)
+    inputs = ConvInputs(x, weight, bias, activation is not None, initial_state, order, seq_idx)
     case = Case(
         op="causal_conv1d",
         device=x.device.type,
         dtype=widest_dtype(*inputs.differentiable),
-        features=tuple(name for name in ("initial_state", "order") if getattr(inputs, name) is not None),
+        features=tuple(name for name in ("initial_state", "order", "seq_idx") if getattr(inputs, name) is not None),
         sizes={"width": width, "channels": channels},
     )
     y: Tensor = resolve(BACKENDS, case, backend)(inputs)
-    return y
+    return (y, last_inputs(x, initial_state, width - 1, order, seq_idx)) if return_last_state else y

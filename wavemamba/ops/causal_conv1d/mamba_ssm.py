@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.packed import sequence_starts
 from wavemamba.scans.permutation import invert_permutation
 
 _WIDTHS = (2, 3, 4)
@@ -20,6 +22,11 @@ def refuses(case: Case) -> str | None:
         return "causal-conv1d's kernel takes widths 2, 3 and 4"
     if "initial_state" in case.features and case.sizes.get("channels", 0) % _ALIGNMENT:
         return f"causal-conv1d's kernel takes an initial state with channels in multiples of {_ALIGNMENT}"
+    if "seq_idx" in case.features:
+        if "initial_state" in case.features:
+            return "causal-conv1d's kernel takes seq_idx or an initial state, not both"
+        if case.sizes.get("channels", 0) % _ALIGNMENT:
+            return f"causal-conv1d's kernel takes seq_idx with channels in multiples of {_ALIGNMENT}"
     return availability.cuda_package(case, "causal_conv1d")
 
 
@@ -30,7 +37,7 @@ def run(inputs: ConvInputs) -> Tensor:
     """
     from causal_conv1d import causal_conv1d_fn
 
-    x, weight, bias, silu, initial_state, order = inputs
+    x, weight, bias, silu, initial_state, order, seq_idx = inputs
     if order is not None:
         x = x.index_select(1, order)
     if x.shape[2] % _ALIGNMENT:
@@ -38,10 +45,12 @@ def run(inputs: ConvInputs) -> Tensor:
     else:
         dense = x.stride(2) == 1 and x.stride(0) % _ALIGNMENT == 0 and x.stride(1) % _ALIGNMENT == 0
         sequence = (x if dense else x.contiguous()).transpose(1, 2)
+    numbers = None if seq_idx is None else sequence_starts(seq_idx, order).cumsum(1, dtype=torch.int32)
     y: Tensor = causal_conv1d_fn(
         sequence,
         weight,
         None if bias is None else bias.to(weight.dtype),
+        seq_idx=numbers,
         initial_states=None if initial_state is None else initial_state.to(x.dtype).contiguous().transpose(1, 2),
         activation="silu" if silu else None,
     ).transpose(1, 2)

@@ -19,6 +19,7 @@ from wavemamba.ops.cpu.runtime import (
     rows,
     sum_slices,
 )
+from wavemamba.ops.packed import first_steps
 
 
 class _Job:
@@ -29,6 +30,10 @@ class _Job:
         self._bias = None if inputs.bias is None else contiguous(inputs.bias)
         self._initial = None if inputs.initial_state is None else contiguous(inputs.initial_state)
         self._order = checked_order(inputs.order, inputs.x.shape[1])
+        before = inputs.weight.shape[1] - 1
+        self._first = None
+        if inputs.seq_idx is not None:
+            self._first = first_steps(inputs.seq_idx, inputs.order, before).contiguous()
         self._silu = inputs.silu
         self._blocks = -(-inputs.x.shape[2] // BLOCK)
         self.items = inputs.x.shape[0] * self._blocks
@@ -44,6 +49,7 @@ class _Job:
             "silu": self._silu,
             "x": rows(self._x),
             "order": address(self._order),
+            "first": address(self._first),
             "weight": address(self._weight),
             "bias": address(self._bias),
             "initial": address(self._initial),

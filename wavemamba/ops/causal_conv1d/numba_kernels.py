@@ -27,19 +27,28 @@ BLOCK = 128
 _ROW = 4 * BLOCK  # bytes of one step in the scratch memory
 
 _INPUTS = {"x": ROWS} | dict.fromkeys(
-    ("length", "channels", "width", "blocks", "silu", "order", "weight", "bias", "initial"), np.int64
+    ("length", "channels", "width", "blocks", "silu", "order", "first", "weight", "bias", "initial"), np.int64
 )
 FORWARD = Job(**_INPUTS, y=ROWS)
 BACKWARD = Job(**_INPUTS, dy=ROWS, dx=ROWS, dweight=np.int64, dbias=np.int64, dinitial=np.int64)
 
 
 @inline
+def _first_step(job, b, step):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the sequence of a step begins: the first one with the initial state."""
+    return 1 - job.width if job.first == 0 else get_int(job.first + 8 * (b * job.length + step))
+
+
+@inline
 def _find_taps(taps, job, zeros, b, step):  # type: ignore[no-untyped-def]  # numba infers
-    """Where the rows lie that a step sees, oldest first."""
+    """Where the rows lie that a step sees, oldest first; zeros before the first step of its sequence."""
     before = job.width - 1
+    limit = _first_step(job, b, step)
     for t in range(job.width):
         seen = step - before + t
-        if seen >= 0:
+        if seen < limit:
+            tap = zeros
+        elif seen >= 0:
             tap = row_address(job.x, b, step_row(job.order, seen))
         elif job.initial != 0:
             tap = job.initial + 4 * (b * before + seen + before) * job.channels
@@ -156,6 +165,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     later = ring + _ROW * ((step + i) % width) + 4 * j
                     total = total + load(later) * load(weights + _ROW * (width - 1 - i) + 4 * j)
                 store_some(out + offset, total, count, spare)
+            if step > 0 and _first_step(job, b, step) == step:  # the steps before are of another sequence
+                for at in range(0, width * _ROW, VECTOR_BYTES):
+                    store(ring + at, splat(0.0))
         vector = b * job.channels + first
         store_matrix(dweights, job.dweight + 4 * vector * width, channels, width, BLOCK)
         for j in range(0, channels, LANES):

@@ -25,6 +25,7 @@ class ConvInputs(NamedTuple):
     silu: bool
     initial_state: Tensor | None
     order: Tensor | None
+    seq_idx: Tensor | None = None
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -61,13 +62,14 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *fields, ctx.backend = inputs
     given = ConvInputs(*fields)
-    ctx.save_for_backward(*given.differentiable, given.order)
+    ctx.save_for_backward(*given.differentiable, given.order, given.seq_idx)
     ctx.plain = {"silu": given.silu}
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, order = ctx.saved_tensors
-    inputs = ConvInputs(**dict(zip(DIFFERENTIABLE, tensors, strict=True)), **ctx.plain, order=order)
+    *tensors, order, seq_idx = ctx.saved_tensors
+    given = dict(zip(DIFFERENTIABLE, tensors, strict=True))
+    inputs = ConvInputs(**given, **ctx.plain, order=order, seq_idx=seq_idx)
     gradients = conv_backward(dy, *inputs, ctx.backend)
     found = {name: g for name, g, t in zip(DIFFERENTIABLE, gradients, tensors, strict=True) if t is not None}
     return *(found.get(name) for name in inputs._fields), None

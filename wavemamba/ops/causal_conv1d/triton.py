@@ -16,6 +16,7 @@ from wavemamba.ops.gpu.runtime import (
     rows_of,
     tile_width,
 )
+from wavemamba.ops.packed import first_steps
 
 STEPS = 8
 """Steps of a forward tile."""
@@ -32,7 +33,7 @@ def _wide(channels: int, *tensors: Tensor) -> bool:
 
 def forward(inputs: ConvInputs) -> Tensor:
     """Sums in float32; see `wavemamba.ops.causal_conv1d.op`."""
-    x, weight, bias, silu, initial_state, order = inputs
+    x, weight, bias, silu, initial_state, order, seq_idx = inputs
     batch, length, channels = x.shape
     expect_indexable(length)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -48,6 +49,7 @@ def forward(inputs: ConvInputs) -> Tensor:
         None if bias is None else bias.contiguous(),
         initial if weight.shape[1] > 1 else None,
         None if order is None else order.contiguous(),
+        None if seq_idx is None else first_steps(seq_idx, order, weight.shape[1] - 1).to(torch.int32),
         y,
         length,
         channels,
@@ -65,7 +67,7 @@ def forward(inputs: ConvInputs) -> Tensor:
 
 def backward(inputs: ConvInputs, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients; see `wavemamba.ops.causal_conv1d.op`."""
-    x, weight, bias, silu, initial_state, order = inputs
+    x, weight, bias, silu, initial_state, order, seq_idx = inputs
     batch, length, channels = x.shape
     width = weight.shape[1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -88,6 +90,7 @@ def backward(inputs: ConvInputs, dy: Tensor) -> tuple[Tensor | None, ...]:
         None if bias is None else bias.contiguous(),
         initial,
         None if order is None else order.contiguous(),
+        None if seq_idx is None else first_steps(seq_idx, order, weight.shape[1] - 1).to(torch.int32),
         dx,
         dweight,
         dbias,

@@ -37,6 +37,7 @@ def forward(
     bias,
     initial,
     order,
+    first_of,
     y,
     length,
     channels,
@@ -52,7 +53,10 @@ def forward(
     SILU: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The output y (B, L, E) for one tile of STEPS steps and BLOCK channels."""
+    """The output y (B, L, E) for one tile of STEPS steps and BLOCK channels.
+
+    Steps see nothing before the first step of their sequence, first_of (B, L).
+    """
     blocks = tl.cdiv(channels, BLOCK)
     tiles = tl.cdiv(length, STEPS)
     program = tl.program_id(0)
@@ -62,14 +66,20 @@ def forward(
     valid = (e < channels)[None, :]
     x += batch * x_b
     total = tl.zeros((STEPS, BLOCK), tl.float32)
+    if first_of is not None:
+        limit = tl.load(first_of + batch * length + l, mask=l < length, other=0)
     for k in tl.static_range(WIDTH):
         source = l - (WIDTH - 1) + k
         inside = (source >= 0) & (source < length)
+        before = source < 0
+        if first_of is not None:
+            inside = inside & (source >= limit)
+            before = before & (source >= limit)
         place = _row(order, source, inside, WIDE)[:, None] * x_l + e[None, :]
         x_l_k = tl.load(x + place, mask=inside[:, None] & valid, other=0.0).to(tl.float32)
         if initial is not None:
             place = initial + batch * initial_b + (source + WIDTH - 1)[:, None] * initial_l + e[None, :]
-            x_l_k += tl.load(place, mask=(source < 0)[:, None] & valid, other=0.0).to(tl.float32)
+            x_l_k += tl.load(place, mask=before[:, None] & valid, other=0.0).to(tl.float32)
         tap = tl.load(weight + e * weight_e + k * weight_k, mask=e < channels, other=0.0).to(tl.float32)
         total += x_l_k * tap[None, :]
     if bias is not None:
@@ -100,6 +110,7 @@ def backward(
     bias,
     initial,
     order,
+    first_of,
     dx,
     dweight,
     dbias,
@@ -139,6 +150,8 @@ def backward(
     x += batch * x_b
     dy += batch * dy_b
     dx += batch * length * channels
+    if first_of is not None:
+        first_of += batch * length
     if initial is not None:
         initial += batch * initial_b
         dinitial += batch * (WIDTH - 1) * channels
@@ -149,12 +162,14 @@ def backward(
     taps = ()
     inputs = ()
     slopes = ()
+    limits = ()
     tap_sums = ()
     bias_sum = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(WIDTH):
         taps = taps + (tl.load(weight + e * weight_e + k * weight_k, mask=valid, other=0.0).to(tl.float32),)
         tap_sums = tap_sums + (tl.zeros((BLOCK,), tl.float32),)
         slopes = slopes + (tl.zeros((BLOCK,), tl.float32),)
+        limits = limits + (tl.full((), 0, tl.int32),)
         inputs = inputs + (_input(x, initial, order, begin - WIDTH + k, e, valid, length, x_l, initial_l, WIDTH, WIDE),)
     for first in range(begin, end + WIDTH - 1, STEPS):
         news = ()
@@ -169,10 +184,17 @@ def backward(
             l = first + t
             inputs = inputs[1:] + (news[t],)
             slope = dys[t].to(tl.float32)
+            seen = inputs
+            if first_of is not None:
+                limit = tl.load(first_of + l, mask=(l >= 0) & (l < length), other=0)
+                limits = limits[1:] + (limit,)
+                seen = ()
+                for k in tl.static_range(WIDTH):
+                    seen = seen + (tl.where(l - (WIDTH - 1) + k >= limit, inputs[k], 0.0),)
             if SILU:
                 p = shift
                 for k in tl.static_range(WIDTH):
-                    p += taps[k] * inputs[k]
+                    p += taps[k] * seen[k]
                 gate = sigmoid(p)
                 slope *= gate * (1.0 + p * (1.0 - gate))
             slopes = slopes[1:] + (slope,)
@@ -181,8 +203,11 @@ def backward(
             sums = ()
             dx_l = tl.zeros((BLOCK,), tl.float32)
             for k in tl.static_range(WIDTH):
-                sums = sums + (tap_sums[k] + own * inputs[k],)
-                dx_l += taps[k] * slopes[WIDTH - 1 - k]
+                sums = sums + (tap_sums[k] + own * seen[k],)
+                later = slopes[WIDTH - 1 - k]
+                if first_of is not None:
+                    later = tl.where(l - (WIDTH - 1) >= limits[WIDTH - 1 - k], later, 0.0)
+                dx_l += taps[k] * later
             tap_sums = sums
             target = l - (WIDTH - 1)
             targets = tl.where(valid, target, end)

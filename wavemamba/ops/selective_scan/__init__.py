@@ -15,6 +15,7 @@ from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.packed import expect_seq_idx
 from wavemamba.ops.selective_scan import mamba_ssm, op, reference, torch
 from wavemamba.ops.selective_scan.op import ScanInputs
 from wavemamba.scans import expect_permutation
@@ -46,6 +47,7 @@ def selective_scan(
     initial_state: Tensor | None = ...,
     return_last_state: Literal[False] = ...,
     order: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
     backend: str = ...,
 ) -> Tensor: ...
 
@@ -65,6 +67,7 @@ def selective_scan(
     initial_state: Tensor | None = ...,
     return_last_state: Literal[True],
     order: Tensor | None = ...,
+    seq_idx: Tensor | None = ...,
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -83,6 +86,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
     order: Tensor | None = None,
+    seq_idx: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective state-space recurrence of Mamba-1.
@@ -108,11 +112,14 @@ def selective_scan(
         return_last_state: also return the state after the last step.
         order: (L,) int64 or int32, a permutation: step `l` reads and writes row `order[l]` of `u, delta, B, C, z, y`.
             The result equals gathering all of them by `order`, scanning, and scattering back, without those copies.
+        seq_idx: (B, L) int64 or int32, the number of the sequence that each row belongs to: the state before step `l`
+            is zero where row `order[l]` has another number than row `order[l - 1]`. The initial state enters the first
+            sequence; None: all rows are one.
         backend: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
 
     Returns:
         `y` (B, L, E) in the dtype of `u`; with `return_last_state` the pair `(y, last_state)`, `last_state` (B, E, N)
-        in float32.
+        in float32, the state after the last step, so that of the last sequence.
 
     Raises:
         ShapeError: a size or dtype does not fit.
@@ -123,12 +130,14 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     B, C = _grouped(B, C, width=u.shape[2])
     order = None if order is None else expect_permutation(order, u.shape[1])
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order)
+    if seq_idx is not None:
+        expect_seq_idx(seq_idx, u)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, seq_idx)
     case = Case(
         op="selective_scan",
         device=u.device.type,
         dtype=widest_dtype(*inputs.differentiable),
-        features=tuple(name for name in ("initial_state", "order") if getattr(inputs, name) is not None),
+        features=tuple(name for name in ("initial_state", "order", "seq_idx") if getattr(inputs, name) is not None),
         sizes={"states": A.shape[1]},
     )
     y, last_state = resolve(BACKENDS, case, backend)(inputs)

@@ -20,6 +20,8 @@ def refuses(case: Case) -> str | None:
     """What the package lacks or cannot do."""
     if "initial_state" in case.features:
         return "mamba-ssm's kernel takes no initial state"
+    if "seq_idx" in case.features:
+        return "mamba-ssm's kernel takes one sequence a row"
     if case.sizes.get("states", 0) > _MOST_STATES:
         return f"mamba-ssm's kernel takes at most {_MOST_STATES} states"
     return availability.cuda_package(case, "mamba_ssm")
@@ -51,7 +53,7 @@ def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, order = inputs
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, order, _ = inputs
 
     def along(tensor: Tensor) -> Tensor:
         tensor = tensor.to(u.dtype) if order is None else tensor.to(u.dtype).index_select(1, order)

@@ -18,6 +18,7 @@ from wavemamba.ops.cpu.runtime import (
     sum_slices,
 )
 from wavemamba.ops.cpu.simd import LANES
+from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.numba_backward import backward as backward_kernel
 from wavemamba.ops.selective_scan.numba_forward import forward as forward_kernel
 from wavemamba.ops.selective_scan.numba_job import BACKWARD, BLOCK, CHUNK, FORWARD
@@ -63,6 +64,9 @@ class _Job:
         self._dense = {name: _optional(contiguous, getattr(inputs, name)) for name in ("A", "B", "C", "D")}
         self._dense["bias"] = _optional(contiguous, inputs.delta_bias)
         self._dense["order"] = checked_order(inputs.order, inputs.u.shape[1])
+        self._dense["starts"] = _optional(
+            lambda seq_idx: sequence_starts(seq_idx, inputs.order).long().contiguous(), inputs.seq_idx
+        )
         self._softplus = inputs.delta_softplus
 
     def fields(self) -> dict[str, Any]:

@@ -22,13 +22,22 @@ from wavemamba.ops.cpu.simd import (
     broadcast,
     fold,
     get_float,
+    get_int,
     load,
     put_float,
     splat,
     store,
     sum_half,
 )
-from wavemamba.ops.selective_scan.numba_job import BACKWARD, CHUNK, STEPS, load_projections
+from wavemamba.ops.selective_scan.numba_job import (
+    BACKWARD,
+    CHUNK,
+    RUNS,
+    STEPS,
+    fill_runs,
+    load_projections,
+    starts_here,
+)
 
 
 @kernel(BACKWARD)
@@ -44,7 +53,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    scratch = allocate(3 * tile + (N + 14) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES)
+    scratch = allocate(3 * tile + (N + 16) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES + RUNS)
     if scratch == 0:
         return
     decays = aligned(scratch)
@@ -63,12 +72,15 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     a_next_row = a_row + STEPS
     h_row = a_next_row + STEPS  # whose first vector is the state before the chunk
     h_next_row = h_row + STEPS
-    u_row = h_next_row + STEPS
+    end_row = h_next_row + STEPS  # the state after each run of steps
+    end_next_row = end_row + STEPS
+    u_row = end_next_row + STEPS
     slope_row = u_row + STEPS
     dgate_row = slope_row + STEPS
     spare = dgate_row + STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
+    runs = C_tile + 4 * N * CHUNK
     done = 0
     while True:
         item = take_item(jobs.ctypes.data)
@@ -80,6 +92,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
         vector_offset = 4 * (b * job.groups * job.width + first_channel)
+        starts = 0 if job.starts == 0 else job.starts + 8 * b * length
         dlast = 0 if job.dlast == 0 else job.dlast + vector_offset * states
         load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
         load_matrix(dlast, adjoint, channels, states, block, N, 1.0)
@@ -91,6 +104,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
             kept = job.checkpoints + (item * chunks + chunk) * tile
+            run_count = fill_runs(runs, starts, first, steps)
+            start = starts_here(starts, first)
             load_projections(job.B, B_tile, job, b, g, first, steps, N)
             load_projections(job.C, C_tile, job, b, g, first, steps, N)
             for at in range(0, N * STEPS, VECTOR_BYTES):
@@ -127,43 +142,54 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     cell_next = cell + 4 * block
                     rate, rate_next = load(decays + cell), load(decays + cell_next)
                     h, h_next = load(kept + cell), load(kept + cell_next)
-                    store(h_row, h)
-                    store(h_next_row, h_next)
-                    for k in range(steps):
-                        at = k * VECTOR_BYTES
-                        scalar = 4 * (k * N + n)
-                        d, x = load(d_row + at), load(x_row + at)
-                        a, a_next = exp2_product(d, rate), exp2_product(d, rate_next)
-                        h = a * h + x * broadcast(B_tile + scalar)
-                        h_next = a_next * h_next + x * broadcast(B_tile + scalar + 4)
-                        store(a_row + at, a)
-                        store(a_next_row + at, a_next)
-                        store(h_row + at + VECTOR_BYTES, h)
-                        store(h_next_row + at + VECTOR_BYTES, h_next)
-                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
-                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
+                    for r in range(run_count):
+                        if r > 0 or start:
+                            h, h_next = splat(0.0), splat(0.0)
+                        store(h_row + get_int(runs + 8 * r) * VECTOR_BYTES, h)
+                        store(h_next_row + get_int(runs + 8 * r) * VECTOR_BYTES, h_next)
+                        for k in range(get_int(runs + 8 * r), get_int(runs + 8 * r + 8)):
+                            at = k * VECTOR_BYTES
+                            scalar = 4 * (k * N + n)
+                            d, x = load(d_row + at), load(x_row + at)
+                            a, a_next = exp2_product(d, rate), exp2_product(d, rate_next)
+                            h = a * h + x * broadcast(B_tile + scalar)
+                            h_next = a_next * h_next + x * broadcast(B_tile + scalar + 4)
+                            store(a_row + at, a)
+                            store(a_next_row + at, a_next)
+                            store(h_row + at + VECTOR_BYTES, h)
+                            store(h_next_row + at + VECTOR_BYTES, h_next)
+                            y = load(y_row + at) + h * broadcast(C_tile + scalar)
+                            store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
+                        store(end_row + r * VECTOR_BYTES, h)
+                        store(end_next_row + r * VECTOR_BYTES, h_next)
                     grad, grad_next = load(adjoint + cell), load(adjoint + cell_next)
                     rate_sum, rate_sum_next = splat(0.0), splat(0.0)
-                    for back in range(steps):
-                        k = steps - 1 - back
-                        at = k * VECTOR_BYTES
-                        scalar = 4 * (k * N + n)
-                        here = n * STEPS + at
-                        out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
-                        grad = grad + out * broadcast(C_tile + scalar)
-                        grad_next = grad_next + out * broadcast(C_tile + scalar + 4)
-                        store(sums + here, load(sums + here) + fold(grad * x, h * out))
-                        here += STEPS
-                        store(sums + here, load(sums + here) + fold(grad_next * x, h_next * out))
-                        dx = load(dx_row + at) + grad * broadcast(B_tile + scalar)
-                        store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4))
-                        grad = grad * load(a_row + at)
-                        grad_next = grad_next * load(a_next_row + at)
-                        h, h_next = load(h_row + at), load(h_next_row + at)
-                        exponent, exponent_next = grad * h, grad_next * h_next
-                        store(dd_row + at, load(dd_row + at) + exponent * rate + exponent_next * rate_next)
-                        rate_sum = rate_sum + exponent * d
-                        rate_sum_next = rate_sum_next + exponent_next * d
+                    for run_back in range(run_count):
+                        r = run_count - 1 - run_back
+                        run_first, run_end = get_int(runs + 8 * r), get_int(runs + 8 * r + 8)
+                        h, h_next = load(end_row + r * VECTOR_BYTES), load(end_next_row + r * VECTOR_BYTES)
+                        for back in range(run_end - run_first):
+                            k = run_end - 1 - back
+                            at = k * VECTOR_BYTES
+                            scalar = 4 * (k * N + n)
+                            here = n * STEPS + at
+                            out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
+                            grad = grad + out * broadcast(C_tile + scalar)
+                            grad_next = grad_next + out * broadcast(C_tile + scalar + 4)
+                            store(sums + here, load(sums + here) + fold(grad * x, h * out))
+                            here += STEPS
+                            store(sums + here, load(sums + here) + fold(grad_next * x, h_next * out))
+                            dx = load(dx_row + at) + grad * broadcast(B_tile + scalar)
+                            store(dx_row + at, dx + grad_next * broadcast(B_tile + scalar + 4))
+                            grad = grad * load(a_row + at)
+                            grad_next = grad_next * load(a_next_row + at)
+                            h, h_next = load(h_row + at), load(h_next_row + at)
+                            exponent, exponent_next = grad * h, grad_next * h_next
+                            store(dd_row + at, load(dd_row + at) + exponent * rate + exponent_next * rate_next)
+                            rate_sum = rate_sum + exponent * d
+                            rate_sum_next = rate_sum_next + exponent_next * d
+                        if r > 0 or start:
+                            grad, grad_next = splat(0.0), splat(0.0)
                     store(adjoint + cell, grad)
                     store(adjoint + cell_next, grad_next)
                     store(dA_tile + cell, load(dA_tile + cell) + rate_sum)

@@ -16,8 +16,8 @@ from wavemamba.ops.cpu.memory import (
     store_matrix,
     store_some,
 )
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, load, store
-from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, STEPS, load_projections
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, get_int, load, splat, store
+from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, RUNS, STEPS, fill_runs, load_projections, starts_here
 
 
 @kernel(FORWARD)
@@ -29,7 +29,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    scratch = allocate(2 * tile + 8 * N * CHUNK + 3 * STEPS + 2 * VECTOR_BYTES)
+    scratch = allocate(2 * tile + 8 * N * CHUNK + 3 * STEPS + 2 * VECTOR_BYTES + RUNS)
     if scratch == 0:
         return
     decays = aligned(scratch)
@@ -40,6 +40,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     spare = y_row + STEPS
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
+    runs = C_tile + 4 * N * CHUNK
     done = 0
     while True:
         item = take_item(jobs.ctypes.data)
@@ -51,12 +52,15 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
         state_offset = 4 * (b * job.groups * job.width + first_channel) * states
+        starts = 0 if job.starts == 0 else job.starts + 8 * b * length
         load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
         load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, states, block, N, 1.0)
         for chunk in range(chunks):
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
             kept = 0 if job.checkpoints == 0 else job.checkpoints + (item * chunks + chunk) * tile
+            run_count = fill_runs(runs, starts, first, steps)
+            start = starts_here(starts, first)
             load_projections(job.B, B_tile, job, b, g, first, steps, N)
             load_projections(job.C, C_tile, job, b, g, first, steps, N)
             for j in range(0, channels, LANES):
@@ -81,14 +85,17 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     if kept != 0:
                         store(kept + cell, h)
                         store(kept + cell + 4 * block, h_next)
-                    for k in range(steps):
-                        at = k * VECTOR_BYTES
-                        scalar = 4 * (k * N + n)
-                        d, x = load(d_row + at), load(x_row + at)
-                        h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
-                        h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4)
-                        y = load(y_row + at) + h * broadcast(C_tile + scalar)
-                        store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
+                    for r in range(run_count):
+                        if r > 0 or start:
+                            h, h_next = splat(0.0), splat(0.0)
+                        for k in range(get_int(runs + 8 * r), get_int(runs + 8 * r + 8)):
+                            at = k * VECTOR_BYTES
+                            scalar = 4 * (k * N + n)
+                            d, x = load(d_row + at), load(x_row + at)
+                            h = exp2_product(d, rate) * h + x * broadcast(B_tile + scalar)
+                            h_next = exp2_product(d, rate_next) * h_next + x * broadcast(B_tile + scalar + 4)
+                            y = load(y_row + at) + h * broadcast(C_tile + scalar)
+                            store(y_row + at, y + h_next * broadcast(C_tile + scalar + 4))
                     store(state + cell, h)
                     store(state + cell + 4 * block, h_next)
                 for k in range(steps):

@@ -17,12 +17,15 @@ import numpy as np
 
 from wavemamba.ops.cpu.kernels import ROWS, Job
 from wavemamba.ops.cpu.memory import step_row
-from wavemamba.ops.cpu.simd import VECTOR_BYTES, get_float, inline, put_float
+from wavemamba.ops.cpu.simd import VECTOR_BYTES, get_float, get_int, inline, put_float, put_int
 
 CHUNK = 32
 BLOCK = 128
 STEPS = (CHUNK + 1) * VECTOR_BYTES
 """Bytes of a row with one vector a step, and one more: rows at multiples of 4096 would share their cache sets."""
+
+RUNS = 8 * (CHUNK + 1)
+"""Bytes of the table that `fill_runs` fills."""
 
 _SIZES = {
     "batches": np.int64,
@@ -34,7 +37,9 @@ _SIZES = {
     "blocks": np.int64,  # work items in a group
     "softplus": np.int64,
 }
-_INPUTS = {"u": ROWS, "delta": ROWS, "z": ROWS} | dict.fromkeys(("A", "B", "C", "D", "bias", "order"), np.int64)
+_INPUTS = {"u": ROWS, "delta": ROWS, "z": ROWS} | dict.fromkeys(
+    ("A", "B", "C", "D", "bias", "order", "starts"), np.int64
+)
 FORWARD = Job(**_SIZES, **_INPUTS, initial=np.int64, y=ROWS, last=np.int64, checkpoints=np.int64)
 BACKWARD = Job(
     **_SIZES,
@@ -47,6 +52,29 @@ BACKWARD = Job(
     dz=ROWS,
     **dict.fromkeys(("dA", "dB", "dC", "dD", "dbias", "dinitial"), np.int64),
 )
+
+
+@inline
+def fill_runs(runs, starts, first, steps):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the runs of a chunk begin that no start interrupts, and its end, as int64; returns how many there are.
+
+    `starts` is the address of int64 flags, one a step, or 0. A start at the chunk's first step begins no run.
+    """
+    count = 1
+    put_int(runs, 0)
+    if starts != 0:
+        for k in range(1, steps):
+            if get_int(starts + 8 * (first + k)) != 0:
+                put_int(runs + 8 * count, k)
+                count += 1
+    put_int(runs + 8 * count, steps)
+    return count
+
+
+@inline
+def starts_here(starts, first):  # type: ignore[no-untyped-def]  # numba infers
+    """Whether a chunk's first step starts a sequence."""
+    return starts != 0 and get_int(starts + 8 * first) != 0
 
 
 @inline

@@ -35,6 +35,7 @@ class ScanInputs(NamedTuple):
     delta_softplus: bool
     initial_state: Tensor | None
     order: Tensor | None
+    seq_idx: Tensor | None = None
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -74,15 +75,16 @@ def _fake_backward(*values: Any) -> tuple[Tensor, ...]:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *fields, _, ctx.backend = inputs
     given = ScanInputs(*fields)
-    ctx.save_for_backward(*given.differentiable, given.order, output[2])
+    ctx.save_for_backward(*given.differentiable, given.order, given.seq_idx, output[2])
     ctx.plain = {"delta_softplus": given.delta_softplus}
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    *tensors, order, kept = ctx.saved_tensors
-    inputs = ScanInputs(**dict(zip(DIFFERENTIABLE, tensors, strict=True)), **ctx.plain, order=order)
+    *tensors, order, seq_idx, kept = ctx.saved_tensors
+    given = dict(zip(DIFFERENTIABLE, tensors, strict=True))
+    inputs = ScanInputs(**given, **ctx.plain, order=order, seq_idx=seq_idx)
     gradients = scan_backward(dy, dlast, kept, *inputs, ctx.backend)
     found = {name: g for name, g, t in zip(DIFFERENTIABLE, gradients, tensors, strict=True) if t is not None}
     return *(found.get(name) for name in inputs._fields), None, None

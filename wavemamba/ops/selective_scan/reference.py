@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.op import ScanInputs
 
 
 def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """One step at a time; see `wavemamba.ops.selective_scan` for the equation and shapes."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order = inputs
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, seq_idx = inputs
     batch, length, width = u.shape
     dtype = accumulation_dtype(widest_dtype(u, delta, A))
     per_group = width // B.shape[2]
@@ -20,7 +21,10 @@ def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
     state = u.new_zeros(batch, width, A.shape[1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
     rows: list[Tensor | None] = [None] * length
-    for row in steps:
+    starts = None if seq_idx is None else sequence_starts(seq_idx, order)
+    for step, row in enumerate(steps):
+        if starts is not None:
+            state = torch.where(starts[:, step, None, None], 0, state)
         u_l, d_l = u[:, row].to(dtype), delta[:, row].to(dtype)
         B_l = B[:, row].to(dtype).repeat_interleave(per_group, dim=1)  # (B, E, N)
         C_l = C[:, row].to(dtype).repeat_interleave(per_group, dim=1)

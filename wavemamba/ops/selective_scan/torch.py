@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
+from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.op import ScanInputs
 from wavemamba.scans import invert_permutation
 
 
-def linear_recurrence(decay: Tensor, value: Tensor) -> Tensor:
-    """Solve `h_l = decay_l * h_{l-1} + value_l`, `h_{-1} = 0`, along dimension 1.
+def linear_recurrence(decay: Tensor, value: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Solve `h_l = decay_l * h_{l-1} + value_l`, `h_{-1} = 0`, along dimension 1; where a step starts, `h_l = value_l`.
 
     Neighbouring steps are merged in pairs, the half-length problem is solved the same way, and the other half follows
     from it: `2 L` multiplications, `log2 L` deep. Only products of decays are formed, never quotients, so that nothing
@@ -21,6 +22,7 @@ def linear_recurrence(decay: Tensor, value: Tensor) -> Tensor:
     Args:
         decay: (B, L, ...).
         value: (B, L, ...), of the same shape.
+        starts: bool, (B, L) with as many further sides of 1; None: nowhere.
 
     Returns:
         h, (B, L, ...).
@@ -33,18 +35,27 @@ def linear_recurrence(decay: Tensor, value: Tensor) -> Tensor:
     even_decay, odd_decay = decay[:, 0::2], decay[:, 1::2]
     even_value, odd_value = value[:, 0::2], value[:, 1::2]
     pairs = odd_decay.shape[1]
+    even_starts, odd_starts = (None, None) if starts is None else (starts[:, 0::2], starts[:, 1::2])
+    either = None if even_starts is None or odd_starts is None else odd_starts | even_starts[:, :pairs]
     odd = linear_recurrence(
-        odd_decay * even_decay[:, :pairs], torch.addcmul(odd_value, odd_decay, even_value[:, :pairs])
+        odd_decay * even_decay[:, :pairs], _follow(odd_value, odd_decay, even_value[:, :pairs], odd_starts), either
     )
-    rest = torch.addcmul(even_value[:, 1:], even_decay[:, 1:], odd[:, : even_value.shape[1] - 1])
+    before = odd[:, : even_value.shape[1] - 1]
+    rest = _follow(even_value[:, 1:], even_decay[:, 1:], before, None if even_starts is None else even_starts[:, 1:])
     even = torch.cat([even_value[:, :1], rest], dim=1)
     merged = torch.stack([even[:, :pairs], odd], dim=2).flatten(1, 2)
     return merged if length == 2 * pairs else torch.cat([merged, even[:, pairs:]], dim=1)
 
 
+def _follow(value: Tensor, decay: Tensor, before: Tensor, starts: Tensor | None) -> Tensor:
+    """`value + decay * before`, and `value` alone where a step starts, whatever stood before."""
+    after = torch.addcmul(value, decay, before)
+    return after if starts is None else torch.where(starts, value, after)
+
+
 def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """All steps at once; see `wavemamba.ops.selective_scan` for the equation and shapes."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order = inputs
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, seq_idx = inputs
     dtype = accumulation_dtype(widest_dtype(u, delta, A))
     x, d, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     B, C = B.to(dtype), C.to(dtype)
@@ -61,7 +72,8 @@ def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     if initial_state is not None:
         first = torch.addcmul(value[:, :1], decay[:, :1], initial_state.to(dtype).unsqueeze(1))
         value = torch.cat([first, value[:, 1:]], dim=1)
-    states = linear_recurrence(decay, value)
+    starts = None if seq_idx is None else sequence_starts(seq_idx, order)[..., None, None]
+    states = linear_recurrence(decay, value, starts)
     y = (states.unflatten(2, (groups, -1)) * C.unsqueeze(3)).sum(-1).flatten(2, 3)
     if D is not None:
         y = y + D.to(dtype) * x

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from wavemamba.ops.gpu.math import LN2, LOG2E, sigmoid
-from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
+from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, reset, row_of, step_size
 
 
 @triton.jit
@@ -32,6 +32,7 @@ def _chunk(
     B,
     C,
     order,
+    starts,
     decay_rate,
     skip,
     bias,
@@ -69,6 +70,7 @@ def _chunk(
             b_l = read(B + row * (groups * STATES), l < n_end, MASKED)
             u_t = read(u + (row * u_l + e), l < e_end, MASKED)
             d = step_size(read(delta + (row * delta_l + e), l < e_end, MASKED), bias, l < e_end, SOFTPLUS, MASKED)
+            h = reset(h, starts, l, end)
             h = tl.exp2(d[None, :] * decay_rate) * h + (d * u_t)[None, :] * b_l[:, None]
         tl.store(scratch + (i * (STATES * BLOCK) + in_tile), h, mask=tile)
     tl.debug_barrier()  # a thread may read what another one wrote
@@ -86,6 +88,7 @@ def _chunk(
             d = step_size(read(delta + (row * delta_l + e), l < e_end, MASKED), bias, l < e_end, SOFTPLUS, MASKED)
             rows = rows + (row,)
             states = states + (h,)
+            h = reset(h, starts, l, end)
             h = tl.exp2(d[None, :] * decay_rate) * h + (d * u_t)[None, :] * b_l[:, None]
         for back in tl.static_range(STEPS):
             l = first + STEPS - 1 - back
@@ -114,7 +117,8 @@ def _chunk(
             g_B = tl.sum(g * b_l[:, None], axis=0)
             g *= tl.exp2(d[None, :] * decay_rate)
             h = states[STEPS - 1 - back]
-            q = g * h
+            g = reset(g, starts, l, end)
+            q = reset(g * h, starts, l, end)
             A_sum += q * d[None, :]
             dd = tl.sum(q * decay_rate, axis=0) * LN2 + g_B * u_t
             du_t = g_B * d
@@ -143,6 +147,7 @@ def backward(
     z,
     delta_bias,
     order,
+    starts,
     kept,
     scratch,
     du,
@@ -211,6 +216,8 @@ def backward(
     if z is not None:
         z += batch * z_b
         dz += batch * length * width
+    if starts is not None:
+        starts += batch * length
     B += (batch * length * groups + group) * STATES + n
     C += (batch * length * groups + group) * STATES + n
     batches = tl.num_programs(0) // (segments * blocks * groups)
@@ -252,6 +259,7 @@ def backward(
             B,
             C,
             order,
+            starts,
             decay_rate,
             skip,
             bias,

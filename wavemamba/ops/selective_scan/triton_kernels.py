@@ -65,6 +65,14 @@ def step_size(x, bias, here, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
+def reset(x, starts, l, end):
+    """Zero where step `l`, before `end`, starts a sequence; as it is where there is but one."""
+    if starts is not None:
+        x = tl.where(tl.load(starts + l, mask=l < end, other=0) != 0, 0.0, x)
+    return x
+
+
+@triton.jit
 def place_of(segments, blocks, groups, per_group, BLOCK: tl.constexpr):
     """Which part of the work a program has: batch element, segment, group, first channel, channels, their mask."""
     program = tl.program_id(0)
@@ -90,6 +98,7 @@ def _advance(
     C,
     y,
     order,
+    starts,
     decay_rate,
     skip,
     bias,
@@ -121,6 +130,7 @@ def _advance(
         b_l = read(B + rows[t] * (groups * STATES), n < STATES, MASKED)
         c_l = read(C + rows[t] * (groups * STATES), n < STATES, MASKED)
         d = step_size(ds[t], bias, valid, SOFTPLUS, False)
+        h = reset(h, starts, first + t, end)
         h = tl.exp2(d[None, :] * decay_rate) * h + (d * us[t])[None, :] * b_l[:, None]
         y_t = tl.sum(h * c_l[:, None], axis=0)
         if skip is not None:
@@ -144,6 +154,7 @@ def forward(
     z,
     delta_bias,
     order,
+    starts,
     start,
     y,
     last,
@@ -173,7 +184,8 @@ def forward(
     """The output y (B, L, E), the last state (B, N, E), and the state at the start of every chunk, kept (B, chunks,
     programs, N, BLOCK).
 
-    A is (N, E), start the state that enters each segment, (B, segments, N, E), both float32.
+    A is (N, E), start the state that enters each segment, (B, segments, N, E), both float32; starts (B, L) says which
+    steps start a sequence.
     """
     batch, segment, group, block, e, valid = place_of(segments, blocks, groups, per_group, BLOCK)
     width = groups * per_group
@@ -192,6 +204,8 @@ def forward(
     delta += batch * delta_b + e
     if z is not None:
         z += batch * z_b + e
+    if starts is not None:
+        starts += batch * length
     y += batch * length * width + e
     B += (batch * length * groups + group) * STATES + n
     C += (batch * length * groups + group) * STATES + n
@@ -217,6 +231,7 @@ def forward(
                 C,
                 y,
                 order,
+                starts,
                 decay_rate,
                 skip,
                 bias,
@@ -245,6 +260,7 @@ def forward(
             C,
             y,
             order,
+            starts,
             decay_rate,
             skip,
             bias,

@@ -6,10 +6,12 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from wavemamba.ops.gpu.runtime import dense_rows, expect_indexable, launch, multiprocessors, rows_of
+from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan import triton_segments
 from wavemamba.ops.selective_scan.op import ScanInputs
 
@@ -102,7 +104,7 @@ class Plan:
     """The inputs as the kernels read them: any strides and dtypes, but dense channels; B and C in float32."""
 
     def __init__(self, inputs: ScanInputs) -> None:
-        u, delta, A, B, C, D, z, delta_bias, self.softplus, _, order = inputs
+        u, delta, A, B, C, D, z, delta_bias, self.softplus, _, order, seq_idx = inputs
         expect_indexable(u.shape[1])
         self.sizes = Sizes.of(u, B)
         self.segments = Segments.of(self.sizes, u)
@@ -112,6 +114,7 @@ class Plan:
         self.D = None if D is None else D.contiguous()
         self.bias = None if delta_bias is None else delta_bias.contiguous()
         self.order = None if order is None else order.contiguous()
+        self.starts = None if seq_idx is None else sequence_starts(seq_idx, order).to(torch.int8)
         self.new = functools.partial(u.new_empty, dtype=torch.float32)
 
     @property
@@ -142,6 +145,14 @@ class Plan:
             **more,
         }
 
+    def _broken(self) -> Tensor | None:
+        """(B, segments) int8, the segments in which a sequence starts."""
+        if self.starts is None:
+            return None
+        parts, steps = self.segments
+        padded = F.pad(self.starts, (0, parts * steps - self.sizes.length))
+        return padded.unflatten(1, (parts, steps)).amax(dim=2).contiguous()
+
     def entering(self, x: Tensor, BC: Tensor, first: Tensor | None, backward: bool) -> Tensor | None:
         """The state that enters every segment, (B, segments, N, E).
 
@@ -167,6 +178,7 @@ class Plan:
             BC,
             self.bias,
             self.order,
+            self.starts,
             reached,
             total,
             *self.grid(),
@@ -182,6 +194,7 @@ class Plan:
             first,
             reached,
             total,
+            self._broken(),
             count,
             width,
             STATES=states,

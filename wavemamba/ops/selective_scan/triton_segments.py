@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from wavemamba.ops.gpu.math import LOG2E, sigmoid
-from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, row_of, step_size
+from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, reset, row_of, step_size
 
 
 @triton.jit(do_not_specialize=OPAQUE)
@@ -28,6 +28,7 @@ def summarize(
     BC,
     delta_bias,
     order,
+    starts,
     reached,
     total,
     length,
@@ -67,6 +68,8 @@ def summarize(
     delta += batch * delta_b + e
     if z is not None:
         z += batch * z_b + e
+    if starts is not None:
+        starts += batch * length
     BC += (batch * length * groups + group) * STATES + n
     state = tl.zeros((PADDED, BLOCK), tl.float32)
     sizes = tl.zeros((BLOCK,), tl.float32)
@@ -76,6 +79,7 @@ def summarize(
     n_end = tl.where(n < STATES, end, 0)
     for start in range(begin, end, STEPS):
         rows = ()
+        steps = ()
         xs = ()
         ds = ()
         for t in tl.static_range(STEPS):
@@ -83,6 +87,7 @@ def summarize(
             row = row_of(order, l, end, True, WIDE)
             here = start + t < e_end
             rows = rows + (row,)
+            steps = steps + (l,)
             xs = xs + (read(x + row * x_l, here, True),)
             ds = ds + (read(delta + row * delta_l, here, True),)
         for t in tl.static_range(STEPS):
@@ -96,9 +101,9 @@ def summarize(
                 if z is not None:
                     z_t = read(z + rows[t] * z_l, here, True)
                     x_t *= z_t * sigmoid(z_t)
-                state = decay * (state + x_t[None, :] * bc_l[:, None])
+                state = reset(decay * (state + x_t[None, :] * bc_l[:, None]), starts, steps[t], length)
             else:
-                state = decay * state + (d * xs[t])[None, :] * bc_l[:, None]
+                state = decay * reset(state, starts, steps[t], length) + (d * xs[t])[None, :] * bc_l[:, None]
     part = batch * segments + segment
     tl.store(reached + part * STATES * width + in_state, state, mask=tile)
     tl.store(total + part * width + e, sizes, mask=valid)
@@ -110,13 +115,17 @@ def combine(
     start,
     reached,
     total,
+    broken,
     segments,
     width,
     STATES: tl.constexpr,
     BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):
-    """Turn what every segment reached from zero into the state that enters it, in place: (B, segments, N, E)."""
+    """Turn what every segment reached from zero into the state that enters it, in place: (B, segments, N, E).
+
+    Nothing passes through a segment that is broken, (B, segments): a sequence starts in it.
+    """
     blocks = tl.cdiv(STATES * width, BLOCK)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -131,4 +140,5 @@ def combine(
         gain = tl.exp2(tl.load(total + part * width + place % width, mask=valid, other=0.0) * decay_rate)
         own = tl.load(reached + part * STATES * width + place, mask=valid, other=0.0)
         tl.store(reached + part * STATES * width + place, state, mask=valid)
-        state = gain * state + own
+        entering = state if broken is None else tl.where(tl.load(broken + part) != 0, 0.0, state)
+        state = gain * entering + own
