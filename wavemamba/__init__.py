@@ -8,7 +8,7 @@ from wavemamba.blocks import (
     SpatialMambaBlock,
     WaveletMambaBlock,
 )
-from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
+from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, SolverError, WavemambaError
 from wavemamba.integrations.timm import register_in_timm
 from wavemamba.layers import MambaMixer
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
@@ -27,6 +27,7 @@ __all__ = [
     "ScanOrder",
     "ShapeError",
     "SharedAttention",
+    "SolverError",
     "SpatialFrequencyFusion",
     "SpatialMambaBlock",
     "WaveletMambaBlock",

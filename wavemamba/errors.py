@@ -19,6 +19,10 @@ class CheckpointError(WavemambaError, RuntimeError):
     """A checkpoint is missing, damaged, unsafe, does not fit the model, or cannot be written."""
 
 
+class SolverError(WavemambaError, RuntimeError):
+    """A solver cannot go on: too many evaluations, steps too small, or numbers that are not finite."""
+
+
 class ConfigError(WavemambaError, ValueError):
     """An option has a wrong name or value."""
 

@@ -13,8 +13,17 @@ from wavemamba.diffusion.ode import sample_ode
 from wavemamba.diffusion.paths import PATHS, GVPPath, LinearPath, Path, VPPath, get_path, register_path
 from wavemamba.diffusion.predictions import PREDICTIONS, WEIGHTINGS, Prediction, Sample, register_prediction
 from wavemamba.diffusion.report import Progress, SampleInfo
-from wavemamba.diffusion.sde import DIFFUSIONS, LAST_STEPS, SDE_SOLVERS, diffusion_coefficient, sample_sde
-from wavemamba.diffusion.solvers import ODE_SOLVERS, STEP_CONTROLS, integrate
+from wavemamba.diffusion.sde import (
+    DIFFUSIONS,
+    LAST_STEPS,
+    SDE_SOLVERS,
+    SdeSolver,
+    diffusion_coefficient,
+    register_sde_solver,
+    sample_sde,
+)
+from wavemamba.diffusion.solvers import ODE_SOLVERS, STEP_CONTROLS, get_solver, integrate, register_solver
+from wavemamba.diffusion.solving import FixedStepSolver, OdeSolver, Problem, Solution
 from wavemamba.diffusion.time import (
     TIME_SAMPLINGS,
     LogitNormalTime,
@@ -39,6 +48,7 @@ __all__ = [
     "Autoencoder",
     "ClassifierFreeGuidance",
     "Conditions",
+    "FixedStepSolver",
     "GVPPath",
     "LatentPosterior",
     "LinearPath",
@@ -46,11 +56,15 @@ __all__ = [
     "LogitNormalTime",
     "Model",
     "Objective",
+    "OdeSolver",
     "Path",
     "Prediction",
+    "Problem",
     "Progress",
     "Sample",
     "SampleInfo",
+    "SdeSolver",
+    "Solution",
     "TimeInterval",
     "TimeSampling",
     "UniformTime",
@@ -58,11 +72,14 @@ __all__ = [
     "bits_per_dim",
     "diffusion_coefficient",
     "get_path",
+    "get_solver",
     "get_time_sampling",
     "integrate",
     "log_likelihood",
     "register_path",
     "register_prediction",
+    "register_sde_solver",
+    "register_solver",
     "register_time_sampling",
     "sample_noise",
     "sample_ode",

@@ -7,74 +7,50 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.report import Callback, Progress, SampleInfo
+from wavemamba.diffusion.objective import rows
+from wavemamba.diffusion.solving import REMEDY, Problem, Solution
 from wavemamba.diffusion.tableaus import EMBEDDED, Tableau, combine
-from wavemamba.errors import WavemambaError
+from wavemamba.errors import SolverError
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 """The step controller's constants, torchdiffeq's."""
 
-MAX_ATTEMPTS = 100_000
-
 
 def row_rms(x: Tensor) -> Tensor:
     """Root mean square of every sample: (B, ...) to (B,)."""
-    return x.flatten(1).square().mean(1).sqrt()
+    return rows(x).square().mean(1).sqrt()
 
 
-def integrate_per_sample(
-    field: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    start: float,
-    end: float,
-    *,
-    solver: str,
-    atol: float,
-    rtol: float,
-    norm: Callable[[Tensor], Tensor] = row_rms,
-    callback: Callback | None = None,
-) -> tuple[Tensor, SampleInfo]:
-    """Integrate `dx/dt = field(t, x)` with error control sample by sample.
+def integrate_per_sample(solver: str, problem: Problem) -> Solution:
+    """Integrate `dx/dt = slope(t, x)` with error control sample by sample.
 
     Every sample has its own time and step; one batched call of the field serves them all. Those that are done wait,
-    unchanged, for the others. The last step ends exactly at `end`. Once per step the host waits for the device, to
+    unchanged, for the others. The last step ends exactly at the end. Once per step the host waits for the device, to
     learn whether all are done.
 
     Args:
-        field: `(t: (B,), x: (B, ...)) -> (B, ...)`.
-        x: (B, ...), the state at `start`.
-        start: first time.
-        end: last time; may lie before `start`.
-        solver: `"dopri5"` or `"bosh3"`.
-        atol: absolute tolerance.
-        rtol: relative tolerance.
-        norm: (B, ...) to (B,), of the error in units of the tolerance.
-        callback: called after every step of the batch.
+        solver: a name in `EMBEDDED`.
+        problem: what to integrate; the bound on its evaluations ends the loop.
 
     Raises:
-        WavemambaError: a step became too small to advance the time, or the state stopped being finite.
+        SolverError: a step became too small to advance the time, or the state stopped being finite.
     """
-    method = EMBEDDED[solver]
-    batch, nfe, steps, rejected = len(x), 0, 0, 0
-
-    def evaluate(t: Tensor, state: Tensor) -> Tensor:
-        nonlocal nfe
-        nfe += 1
-        return field(t.to(x.dtype), state)
-
+    method, evaluate, x = EMBEDDED[solver], problem.slope, problem.x
+    atol, rtol, norm = problem.atol, problem.rtol, problem.norm or row_rms
+    steps, rejected = 0, 0
     # In float32 the sum of many small steps would miss the end; not every device has float64.
     clock = torch.float32 if x.device.type == "mps" else torch.float64
-    t = torch.full((batch,), start, device=x.device, dtype=clock)
-    goal = torch.full_like(t, end)
+    t = torch.full((len(x),), problem.start, device=x.device, dtype=clock)
+    goal = torch.full_like(t, problem.end)
     slope = evaluate(t, x)
     h = _first_step(evaluate, t, x, slope, goal, method, atol, rtol, norm)
-    for attempt in range(MAX_ATTEMPTS):
+    while True:
         remaining = goal - t
         last = h.abs() >= remaining.abs()
         h = torch.where(last, remaining, h)
         moved, error, final = _attempt(evaluate, method, t, x, slope, h)
         tolerance = atol + rtol * torch.maximum(x.abs(), moved.abs())
-        ratio = norm(error / tolerance).to(clock)
+        ratio = norm(_in_units(error, tolerance)).to(clock)
         ratio = torch.where(ratio.isfinite(), ratio, torch.full_like(ratio, torch.inf))
         active = remaining != 0
         accepted = active & (ratio <= 1)
@@ -92,17 +68,19 @@ def integrate_per_sample(
         steps += 1
         rejected += int(refused)
         if failed:
-            raise WavemambaError(
-                f"{solver}: the step became too small after {attempt + 1} attempts; the model's output may not be "
-                "finite, or the tolerances are below the precision of the state: raise atol and rtol, or use float64"
+            raise SolverError(
+                f"{solver}: the step became too small after {steps} attempts; the model's output may not be finite, or "
+                f"the tolerances are below the precision of the state: {REMEDY}"
             )
-        if callback is not None:
-            callback(Progress(steps, None, end - slowest if end > start else end + slowest, x))
+        behind = slowest if problem.end > problem.start else -slowest
+        problem.report(steps, None, problem.end - behind, x)
         if done:
-            break
-    else:
-        raise WavemambaError(f"{solver}: not at the end after {MAX_ATTEMPTS} steps; raise atol and rtol")
-    return x, SampleInfo(solver, steps, nfe, rejected, start, end)
+            return Solution(x, steps, rejected)
+
+
+def _in_units(error: Tensor, tolerance: Tensor) -> Tensor:
+    # With atol=0 a state of 0 has no tolerance; without an error it needs none.
+    return torch.where(error == 0, error, error / tolerance)
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
@@ -136,12 +114,12 @@ def _first_step(
     """A first step per sample, signed (Hairer, Norsett and Wanner, Solving ODEs I, section II.4)."""
     direction = torch.sign(goal - t)
     scale = atol + rtol * x.abs()
-    size, speed = norm(x / scale), norm(slope / scale)
+    size, speed = norm(_in_units(x, scale)), norm(_in_units(slope, scale))
     tiny = torch.full_like(size, 1e-6)
     guess = torch.where((size < 1e-5) | (speed < 1e-5), tiny, 0.01 * size / speed.clamp_min(1e-30))
     guess = torch.minimum(guess.to(t.dtype), (goal - t).abs())
     ahead = evaluate(t + direction * guess, x + _like(direction * guess, x).to(x.dtype) * slope)
-    bend = norm((ahead - slope) / scale) / guess
+    bend = norm(_in_units(ahead - slope, scale)) / guess
     steepest = torch.maximum(speed.to(t.dtype), bend.to(t.dtype))
     by_bend = torch.where(
         steepest <= 1e-15,

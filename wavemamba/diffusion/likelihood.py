@@ -8,12 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
+from wavemamba.checks import expect_count, expect_number
+from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
 from wavemamba.diffusion.noise import RandomSource, Streams
-from wavemamba.diffusion.objective import Objective
-from wavemamba.diffusion.ode import in_dtype
+from wavemamba.diffusion.objective import Objective, expect_batch, rows
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
-from wavemamba.diffusion.solvers import integrate
+from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
+from wavemamba.diffusion.solving import OdeSolver
+from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
 
 
@@ -29,6 +31,9 @@ class LogLikelihood(NamedTuple):
     info: SampleInfo
     """Steps and function evaluations; one evaluation is a forward and `probes` backward passes."""
 
+    def __repr__(self) -> str:
+        return f"LogLikelihood(of {len(self.log_prob)} samples {tuple(self.latent.shape[1:])}, {self.info})"
+
 
 def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
     """`-(log_prob / dims + ln(bin_width)) / ln 2`.
@@ -39,7 +44,8 @@ def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
         bin_width: width of a quantisation bin in the data's units: 2 / 256 for 8-bit images scaled to [-1, 1] and
             dequantised with uniform noise; 1 gives the bits of the density itself.
     """
-    return -(log_prob / dims + math.log(bin_width)) / math.log(2)
+    width = expect_number("bin_width", bin_width, above=0)
+    return -(log_prob / expect_count("dims", dims, 1) + math.log(width)) / math.log(2)
 
 
 @explicit_options
@@ -48,11 +54,12 @@ def log_likelihood(
     x1: Tensor,
     objective: Objective,
     *,
-    solver: str = "dopri5",
+    solver: OdeSolver | str = "dopri5",
     steps: int = 50,
     atol: float = 1e-6,
     rtol: float = 1e-3,
     step_control: str = "batch",
+    max_evaluations: int = MAX_EVALUATIONS,
     probes: int = 1,
     bin_width: float = 1.0,
     generator: RandomSource = None,
@@ -78,6 +85,7 @@ def log_likelihood(
         atol: as in `sample_ode`.
         rtol: as in `sample_ode`.
         step_control: as in `sample_ode`.
+        max_evaluations: as in `sample_ode`.
         probes: number of probes per sample, >= 1.
         bin_width: quantisation bin for the bits, see `bits_per_dim`.
         generator: source of the probes, see `RandomSource`.
@@ -88,29 +96,43 @@ def log_likelihood(
     Raises:
         ConfigError: an unknown name or a bad number.
         ShapeError: the model's output or the generators do not fit.
-        WavemambaError: an adaptive solver cannot go on.
+        SolverError: an adaptive solver cannot go on, or a number is not finite.
     """
+    probe_count = expect_count("probes", probes, 1)
+    width = expect_number("bin_width", bin_width, above=0)
+    x1 = expect_batch("x1", x1)
     expect_conditions(model, y, conditions)
-    if probes < 1:
-        raise ConfigError(f"probes: expected at least 1, got {probes}")
     start, end = objective.sample_interval
     shape = x1.shape
     dims = math.prod(shape[1:])
-    dtype = torch.promote_types(x1.dtype, torch.float32)
+    dtype = accumulation_dtype(x1.dtype)
     streams = Streams(generator, len(x1), "probes")
-    directions = [streams.signs(shape[1:], device=x1.device, dtype=dtype) for _ in range(probes)]
-    velocity = objective.velocity(in_dtype(model, x1.dtype))
+    directions = [streams.signs(shape[1:], device=x1.device, dtype=dtype) for _ in range(probe_count)]
+
+    def differentiable(x: Tensor, t: Tensor) -> Tensor:
+        output = call_model(model, x.to(x1.dtype), t, y, conditions)
+        if not output.requires_grad:
+            raise ConfigError(
+                "model output: expected one that can be differentiated in x, got one without a gradient; call it "
+                "without torch.no_grad, or add 0 * x where it does not depend on x"
+            )
+        return output
+
+    velocity = objective.velocity(differentiable)
 
     def dynamics(t: Tensor, state: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = state[:, :-1].reshape(shape).detach().requires_grad_()
-            v = velocity(x, t, y=y, conditions=conditions)
+        # What is made in inference mode cannot be differentiated: copies are.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = state[:, :-1].reshape(shape).detach().clone().requires_grad_()
+            v = velocity(x, t.clone())
             traces = []
             for k, e in enumerate(directions):
-                (gradient,) = torch.autograd.grad(v, x, e, retain_graph=k + 1 < probes)
-                traces.append((gradient * e).flatten(1).sum(1))
-        divergence = torch.stack(traces).mean(0)
-        return torch.cat([v.detach().flatten(1), divergence[:, None]], dim=1)
+                direction = e.clone()
+                (gradient,) = torch.autograd.grad(
+                    v, x, direction, retain_graph=k + 1 < probe_count, allow_unused=True, materialize_grads=True
+                )
+                traces.append(rows(gradient * direction).sum(1))
+            return torch.cat([rows(v.detach()), torch.stack(traces).mean(0)[:, None]], dim=1)
 
     def norm(error: Tensor) -> Tensor:
         # The one logarithm would vanish in a mean over all the pixels.
@@ -120,7 +142,7 @@ def log_likelihood(
         if callback is not None:
             callback(progress._replace(x=progress.x[:, :-1].reshape(shape)))
 
-    packed = torch.cat([x1.to(dtype).flatten(1), torch.zeros(len(x1), 1, dtype=dtype, device=x1.device)], dim=1)
+    packed = torch.cat([rows(x1.to(dtype)), torch.zeros(len(x1), 1, dtype=dtype, device=x1.device)], dim=1)
     with torch.no_grad():
         final, info = integrate(
             dynamics,
@@ -132,6 +154,7 @@ def log_likelihood(
             atol=atol,
             rtol=rtol,
             step_control=step_control,
+            max_evaluations=max_evaluations,
             norm=norm,
             callback=unpacked if callback is not None else None,
         )
@@ -139,4 +162,4 @@ def log_likelihood(
     prior = -0.5 * (latent.square().sum(1) + dims * math.log(2 * math.pi))
     # Integrated from data to noise, the integral of the divergence comes out negative.
     log_prob = prior + final[:, -1]
-    return LogLikelihood(log_prob, bits_per_dim(log_prob, dims, bin_width), latent.reshape(shape), info)
+    return LogLikelihood(log_prob, bits_per_dim(log_prob, dims, width), latent.reshape(shape), info)

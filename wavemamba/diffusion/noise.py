@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -38,29 +39,34 @@ class Streams:
         self._generators: list[torch.Generator] | None = None
         if source is None:
             return
-        if isinstance(source, int):
-            source = torch.Generator().manual_seed(source)
+        if not isinstance(source, torch.Generator) and (isinstance(source, str) or not _several(source)):
+            source = torch.Generator("cpu").manual_seed(_seed(source))
         if isinstance(source, torch.Generator):
             # One by one: sample k gets the k-th number whatever the size of the batch.
             where = source.device
-            dealt = [torch.randint(2**62, (1,), generator=source, device=where) for _ in range(batch)]
+            dealt = [
+                torch.randint(2**62, (1,), generator=source, device=where, dtype=torch.int64) for _ in range(batch)
+            ]
             source = torch.cat(dealt).tolist() if dealt else []
-        if len(source) != batch:
-            raise ShapeError(f"generator: expected one per sample ({batch}), got {len(source)}")
-        self._generators = [_as_generator(one, purpose) for one in source]
+        each: list[torch.Generator | int] = list(source)  # type: ignore[arg-type]  # a seed was replaced above
+        if len(each) != batch:
+            raise ShapeError(f"generator: expected one per sample ({batch}), got {len(each)}")
+        self._generators = [_as_generator(one, purpose) for one in each]
 
     def normal(self, shape: Sequence[int], *, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
         """Standard normal noise, (batch, *shape)."""
         if self._generators is None:
-            return torch.randn(self.batch, *shape, device=device, dtype=dtype)
-        return _move([torch.randn(*shape, generator=g) for g in self._generators], shape, device, dtype)
+            return torch.randn(self.batch, *shape, device=device or "cpu", dtype=dtype)
+        draws = [torch.randn(tuple(shape), generator=g, device="cpu", dtype=torch.float32) for g in self._generators]
+        return _move(draws, shape, device, dtype)
 
     def signs(self, shape: Sequence[int], *, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
         """Rademacher noise, -1 or 1 with equal probability, (batch, *shape)."""
         if self._generators is None:
-            return torch.randint(2, (self.batch, *shape), device=device).to(dtype) * 2 - 1
-        bits = [torch.randint(2, tuple(shape), generator=g) for g in self._generators]
-        return _move(bits, shape, device, dtype) * 2 - 1
+            bits = torch.randint(2, (self.batch, *shape), device=device or "cpu", dtype=torch.int64)
+            return bits.to(dtype) * 2 - 1
+        draws = [torch.randint(2, tuple(shape), generator=g, device="cpu", dtype=torch.int64) for g in self._generators]
+        return _move(draws, shape, device, dtype) * 2 - 1
 
 
 def sample_noise(
@@ -77,7 +83,7 @@ def sample_noise(
         shape: (B, ...).
         seeds: one seed per sample; sample `i` depends on `seeds[i]` alone, on every device.
         generator: see `RandomSource`; not together with `seeds`.
-        device: where the noise goes.
+        device: where the noise goes; None: the CPU.
         dtype: its dtype; the draw itself is float32.
 
     Returns:
@@ -89,8 +95,13 @@ def sample_noise(
     """
     if seeds is not None and generator is not None:
         raise ConfigError("sample_noise: expected seeds or generator, got both; drop one")
-    source = generator if seeds is None else [int(seed) for seed in seeds]
+    source = generator if seeds is None else [_seed(seed) for seed in seeds]
     return Streams(source, shape[0], "start").normal(shape[1:], device=device, dtype=dtype)
+
+
+def _several(source: object) -> bool:
+    # Arrays and tensors of one seed are iterable by type, and not by value.
+    return hasattr(source, "__iter__") and getattr(source, "ndim", 1) > 0
 
 
 def _as_generator(one: torch.Generator | int, purpose: str) -> torch.Generator:
@@ -101,12 +112,21 @@ def _as_generator(one: torch.Generator | int, purpose: str) -> torch.Generator:
                 "CPU streams are what makes a sample the same on every device"
             )
         return one
-    return generator_for(int(one), purpose)
+    return generator_for(_seed(one), purpose)
+
+
+def _seed(one: object) -> int:
+    try:
+        if not isinstance(one, bool):
+            return operator.index(one)  # type: ignore[arg-type]  # what has no index is refused below
+    except TypeError:
+        pass
+    raise ConfigError(f"generator: expected CPU generators or integers as seeds, got {one!r}")
 
 
 def _move(rows: list[Tensor], shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
-    noise = torch.stack(rows) if rows else torch.empty(0, *shape)
+    noise = torch.stack(rows) if rows else torch.empty(0, *shape, device="cpu", dtype=torch.float32)
     if device is not None and torch.device(device).type == "cuda":
         # From pinned memory the copy does not wait for the kernels in flight.
         noise = noise.pin_memory()
-    return noise.to(device=device, dtype=dtype, non_blocking=True)
+    return noise.to(device=device or "cpu", dtype=dtype, non_blocking=True)

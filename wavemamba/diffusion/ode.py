@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
-from wavemamba.diffusion.objective import Field, Objective
+from wavemamba.diffusion.objective import Objective, expect_batch
 from wavemamba.diffusion.report import Callback, SampleInfo
-from wavemamba.diffusion.solvers import integrate
+from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
+from wavemamba.diffusion.solving import Dynamics, OdeSolver
+from wavemamba.dtypes import accumulation_dtype
 
 
 @overload
@@ -19,12 +21,13 @@ def sample_ode(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = ...,
+    solver: OdeSolver | str = ...,
     steps: int = ...,
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
     overshoot: bool = ...,
+    max_evaluations: int = ...,
     options: dict[str, Any] | None = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
@@ -39,12 +42,13 @@ def sample_ode(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = ...,
+    solver: OdeSolver | str = ...,
     steps: int = ...,
     atol: float = ...,
     rtol: float = ...,
     step_control: str = ...,
     overshoot: bool = ...,
+    max_evaluations: int = ...,
     options: dict[str, Any] | None = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
@@ -60,12 +64,13 @@ def sample_ode(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = "dopri5",
+    solver: OdeSolver | str = "dopri5",
     steps: int = 50,
     atol: float = 1e-6,
     rtol: float = 1e-3,
     step_control: str = "batch",
     overshoot: bool = False,
+    max_evaluations: int = MAX_EVALUATIONS,
     options: dict[str, Any] | None = None,
     y: Tensor | None = None,
     conditions: Conditions | None = None,
@@ -83,9 +88,9 @@ def sample_ode(
     Args:
         model: the network, called as `model(x, t)`, with `y=` and the conditions where there are any; `x` is in the
             dtype of `noise`, `t: (B,)` in the dtype of the integration.
-        noise: (B, C, ...), see `sample_noise`.
+        noise: (B, C, ...), floating, see `sample_noise`; it is never written to.
         objective: path and prediction.
-        solver: a name in `ODE_SOLVERS`, torchdiffeq's names and "heun".
+        solver: a name in `ODE_SOLVERS`, torchdiffeq's names and "heun", or an `OdeSolver`.
         steps: steps of a fixed-step solver: Euler calls the model `steps` times, Heun `2 * steps`. `steps` equal
             steps are `steps + 1` time points; the released code's `num_steps` counts the points. Adaptive solvers
             choose their own steps.
@@ -95,6 +100,7 @@ def sample_ode(
         overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. dopri5 on a
             predicted velocity then gives the released sampler's numbers; the network is shown times up to one step
             beyond 1, which DiMSUM models refuse.
+        max_evaluations: calls of the model after which an adaptive solver gives up.
         options: torchdiffeq's options, for solvers that run there.
         y: (B,), labels.
         conditions: further named conditions of the model.
@@ -107,14 +113,15 @@ def sample_ode(
     Raises:
         ConfigError: an unknown name or a bad number.
         ShapeError: the model's output does not fit.
-        WavemambaError: an adaptive solver cannot go on.
+        SolverError: an adaptive solver cannot go on, or a number is not finite.
     """
+    noise = expect_batch("noise", noise)
     expect_conditions(model, y, conditions)
     start, end = objective.sample_interval
-    velocity = objective.velocity(in_dtype(model, noise.dtype))
+    velocity = objective.velocity(in_dtype(model, noise.dtype, y, conditions))
     sample, info = integrate(
-        lambda t, x: velocity(x, t, y=y, conditions=conditions),
-        noise.to(torch.promote_types(noise.dtype, torch.float32)),
+        lambda t, x: velocity(x, t),
+        noise.to(accumulation_dtype(noise.dtype)),
         start,
         end,
         solver=solver,
@@ -123,16 +130,17 @@ def sample_ode(
         rtol=rtol,
         step_control=step_control,
         overshoot=overshoot,
+        max_evaluations=max_evaluations,
         options=options,
         callback=callback,
     )
     return (sample, info) if return_info else sample
 
 
-def in_dtype(model: Model, dtype: torch.dtype) -> Field:
-    """The network's prediction, fed with `x` in `dtype`: solvers keep their state in float32 at least."""
+def in_dtype(model: Model, dtype: torch.dtype, y: Tensor | None, conditions: Conditions | None) -> Dynamics:
+    """The network's prediction under its conditions, fed with `x` in `dtype`: solvers keep float32 at least."""
 
-    def prediction(x: Tensor, t: Tensor, y: Tensor | None = None, **conditions: Any) -> Tensor:
+    def prediction(x: Tensor, t: Tensor) -> Tensor:
         return call_model(model, x.to(dtype), t, y, conditions)
 
     return prediction

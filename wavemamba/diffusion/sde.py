@@ -15,23 +15,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
 from wavemamba.diffusion.noise import RandomSource, Streams
-from wavemamba.diffusion.objective import Objective
+from wavemamba.diffusion.objective import Objective, expect_batch
 from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.paths import Path, broadcast_time
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
-from wavemamba.diffusion.solvers import time_grid
+from wavemamba.diffusion.solving import Evaluations, expect_finite, time_grid
 from wavemamba.diffusion.time import TimeInterval, checked_interval
-from wavemamba.errors import ConfigError
+from wavemamba.dtypes import accumulation_dtype
 from wavemamba.names import choose
+from wavemamba.registry import Registry
 
-DIFFUSIONS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
+DiffusionForm = Callable[[Path, Tensor, float], Tensor]
+"""`(path, t, norm) -> w(t)`."""
+
+DIFFUSIONS: dict[str, DiffusionForm] = {
     "none": lambda path, t, norm: torch.zeros_like(t),
     "constant": lambda path, t, norm: torch.full_like(t, norm),
     "SBDM": lambda path, t, norm: 2 * norm * path.score_gain(t),
@@ -49,11 +55,20 @@ Step = Callable[[Callable[[Tensor, float], Tensor], Callable[[float], Tensor], T
 LAST_STEPS = ("none", "mean", "tweedie", "euler")
 
 
-def diffusion_coefficient(form: str, path: Path, t: Tensor, norm: float = 1.0) -> Tensor:
+def get_diffusion(form: DiffusionForm | str) -> DiffusionForm:
+    """The function `(path, t, norm) -> w(t)` of a name; a user's own is returned as it is.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    return form if callable(form) else DIFFUSIONS[choose("diffusion", form, DIFFUSIONS)]
+
+
+def diffusion_coefficient(form: DiffusionForm | str, path: Path, t: Tensor, norm: float = 1.0) -> Tensor:
     """`w(t)` of the sampling SDE.
 
     Args:
-        form: a name in `DIFFUSIONS`.
+        form: a name in `DIFFUSIONS`, or a function `(path, t, norm) -> w(t)`.
         path: the interpolation path.
         t: times, any shape.
         norm: scale of `w`; "decreasing" has it inside its square.
@@ -61,7 +76,7 @@ def diffusion_coefficient(form: str, path: Path, t: Tensor, norm: float = 1.0) -
     Raises:
         ConfigError: no such form.
     """
-    return DIFFUSIONS[choose("diffusion", form, DIFFUSIONS)](path, t, norm)
+    return get_diffusion(form)(path, t, norm)
 
 
 def euler_maruyama_step(
@@ -96,18 +111,47 @@ def heun_step(
     return x + 0.5 * h * (slope + drift(x + h * slope + kick, after)) + kick
 
 
-SDE_SOLVERS: dict[str, tuple[Step, int]] = {"euler_maruyama": (euler_maruyama_step, 1), "heun": (heun_step, 2)}
-"""Step function and evaluations per step, by name."""
+@dataclass(frozen=True)
+class SdeSolver:
+    """A stochastic solver; a user's own is passed wherever a name is taken.
+
+    Args:
+        name: what it is called.
+        step: `(drift(x, t), w(t), x, now, after, noise) -> x at after`, with normal noise of the shape of `x`.
+    """
+
+    name: str
+    step: Step
 
 
-def sde_interval(objective: Objective, form: str, last_step_size: float) -> TimeInterval:
+SDE_SOLVERS: Registry[SdeSolver] = Registry("solver", "register_sde_solver adds one of your own")
+"""By name."""
+
+
+def register_sde_solver(solver: SdeSolver) -> SdeSolver:
+    """Let a stochastic solver be chosen by its `name`; returns it.
+
+    Raises:
+        ConfigError: the name stands for another solver already.
+    """
+    SDE_SOLVERS.add(solver.name, solver)
+    return solver
+
+
+register_sde_solver(SdeSolver("euler_maruyama", euler_maruyama_step))
+register_sde_solver(SdeSolver("heun", heun_step))
+
+
+def sde_interval(objective: Objective, form: DiffusionForm | str, last_step_size: float) -> TimeInterval:
     """The times of the stochastic steps.
 
     From 0, or from a margin where the coefficients are infinite at 0 ("SBDM", or a prediction other than velocity, on
     linear and GVP); to `1 - last_step_size`, or to a margin before 1, where the score is infinite.
     """
     margin = max(objective.sample_margin, 1e-3)
-    singular = objective.path.singular_start and (form == "SBDM" or objective.prediction != "velocity")
+    singular = objective.path.singular_start and (
+        get_diffusion(form) is DIFFUSIONS["SBDM"] or objective.predicts.converted
+    )
     return checked_interval(margin if singular else 0.0, 1.0 - (last_step_size or margin))
 
 
@@ -117,9 +161,9 @@ def sample_sde(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = ...,
+    solver: SdeSolver | str = ...,
     steps: int = ...,
-    diffusion: str = ...,
+    diffusion: DiffusionForm | str = ...,
     diffusion_norm: float = ...,
     last_step: str | None = ...,
     last_step_size: float = ...,
@@ -137,9 +181,9 @@ def sample_sde(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = ...,
+    solver: SdeSolver | str = ...,
     steps: int = ...,
-    diffusion: str = ...,
+    diffusion: DiffusionForm | str = ...,
     diffusion_norm: float = ...,
     last_step: str | None = ...,
     last_step_size: float = ...,
@@ -158,9 +202,9 @@ def sample_sde(
     noise: Tensor,
     objective: Objective,
     *,
-    solver: str = "euler_maruyama",
+    solver: SdeSolver | str = "euler_maruyama",
     steps: int = 250,
-    diffusion: str = "sigma",
+    diffusion: DiffusionForm | str = "sigma",
     diffusion_norm: float = 1.0,
     last_step: str | None = "mean",
     last_step_size: float = 0.04,
@@ -174,11 +218,11 @@ def sample_sde(
 
     Args:
         model: the network, called as by `sample_ode`.
-        noise: (B, C, ...), the start.
+        noise: (B, C, ...), the start, floating; it is never written to.
         objective: path and prediction.
-        solver: `"euler_maruyama"` or `"heun"`.
+        solver: `"euler_maruyama"`, `"heun"`, or an `SdeSolver`.
         steps: steps in all, the last step included, so at least 2 where there is one.
-        diffusion: form of `w(t)`, a name in `DIFFUSIONS`.
+        diffusion: form of `w(t)`, a name in `DIFFUSIONS`, or a function `(path, t, norm) -> w(t)`.
         diffusion_norm: its scale, >= 0.
         last_step: from `t = 1 - last_step_size` to the sample, without noise: `"mean"`: `x + h (v + w s)`;
             `"euler"`: `x + h v`; `"tweedie"`: `(x + sigma^2 s) / alpha`, the expected data; `"none"` or None: stop just
@@ -197,44 +241,49 @@ def sample_sde(
     Raises:
         ConfigError: an unknown name or a bad number.
         ShapeError: the model's output or the generators do not fit.
+        SolverError: a number is not finite.
     """
-    expect_conditions(model, y, conditions)
-    name = choose("solver", solver, SDE_SOLVERS)
-    form = choose("diffusion", diffusion, DIFFUSIONS)
+    method = solver if isinstance(solver, SdeSolver) else SDE_SOLVERS.find(solver)
+    form = get_diffusion(diffusion)
     last = choose("last_step", last_step, LAST_STEPS)
-    random_steps = steps if last == "none" else steps - 1
-    if random_steps < 1:
-        raise ConfigError(f"steps: expected at least {steps - random_steps + 1} with last_step={last!r}, got {steps}")
-    if diffusion_norm < 0:
-        raise ConfigError(f"diffusion_norm: expected >= 0, got {diffusion_norm}")
-    if last != "none" and not 0 < last_step_size < 1:
-        raise ConfigError(f"last_step_size: expected in (0, 1), got {last_step_size}; 0.04 is usual")
-    start, end = sde_interval(objective, form, 0.0 if last == "none" else last_step_size)
-    predict = in_dtype(model, noise.dtype)
-    x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    count = expect_count("steps", steps, 1 if last == "none" else 2, f"the last step {last!r} is one of them")
+    norm = expect_number("diffusion_norm", diffusion_norm, least=0)
+    size = 0.0 if last == "none" else expect_number("last_step_size", last_step_size, above=0, below=1)
+    x = expect_batch("noise", noise).to(accumulation_dtype(noise.dtype), copy=True)
+    expect_conditions(model, y, conditions)
+    expect_finite("noise", x, "the start")
+    start, end = sde_interval(objective, form, size)
+    reached = end if last == "none" else 1.0
+    streams = Streams(generator, len(x), "sde")
+    if x.numel() == 0:
+        return (x, SampleInfo(method.name, 0, 0, 0, start, reached)) if return_info else x
+    predict = in_dtype(model, noise.dtype, y, conditions)
+
+    def output_at(times: Tensor, state: Tensor) -> Tensor:
+        return predict(state, times).to(state.dtype)
+
+    evaluate = Evaluations(output_at, (start, reached), None, method.name)
 
     def at(t: float) -> Tensor:
         return torch.full((len(x),), t, device=x.device, dtype=x.dtype)
 
     def coefficient(t: float) -> Tensor:
-        return broadcast_time(diffusion_coefficient(form, objective.path, at(t), diffusion_norm), x)
+        return broadcast_time(form(objective.path, at(t), norm), x)
 
     def velocity_and_score(state: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        times = at(t)
-        output = predict(state, times, y, **(conditions or {})).to(state.dtype)
+        output, times = evaluate(t, state), at(t)
         return objective.velocity_from(output, state, times), objective.score_from(output, state, times)
 
     def drift(state: Tensor, t: float) -> Tensor:
         velocity, score = velocity_and_score(state, t)
         return velocity + coefficient(t) * score
 
-    step, evaluations = SDE_SOLVERS[name]
-    streams = Streams(generator, len(x), "sde")
-    times = time_grid(start, end, random_steps)
-    for done, (now, after) in enumerate(itertools.pairwise(times), start=1):
-        x = step(drift, coefficient, x, now, after, streams.normal(x.shape[1:], device=x.device, dtype=x.dtype))
+    random_steps = count if last == "none" else count - 1
+    for done, (now, after) in enumerate(itertools.pairwise(time_grid(start, end, random_steps)), start=1):
+        kick = streams.normal(x.shape[1:], device=x.device, dtype=x.dtype)
+        x = method.step(drift, coefficient, x, now, after, kick)
         if callback is not None:
-            callback(Progress(done, steps, after, x))
+            callback(Progress(done, count, after, x))
     if last != "none":
         velocity, score = velocity_and_score(x, end)
         if last == "tweedie":
@@ -244,8 +293,7 @@ def sample_sde(
             slope = velocity + coefficient(end) * score if last == "mean" else velocity
             x = x + (1.0 - end) * slope
         if callback is not None:
-            callback(Progress(steps, steps, 1.0, x))
-    reached = end if last == "none" else 1.0
-    nfe = random_steps * evaluations + (last != "none")
-    info = SampleInfo(name, steps, nfe, 0, start, reached)
+            callback(Progress(count, count, 1.0, x))
+    expect_finite(method.name, x, "the result; the model may diverge: take more steps, or look at its output")
+    info = SampleInfo(method.name, count, evaluate.count, 0, start, reached)
     return (x, info) if return_info else x

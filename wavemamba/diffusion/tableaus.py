@@ -88,3 +88,15 @@ EMBEDDED: dict[str, Tableau] = {
         ),
     ),
 }
+
+
+def runge_kutta_step(method: Tableau) -> Callable[[Callable[[float, Tensor], Tensor], Tensor, float, float], Tensor]:
+    """One step of an explicit method: `(slope(t, x), x, now, after) -> x at after`."""
+
+    def step(slope: Callable[[float, Tensor], Tensor], x: Tensor, now: float, after: float) -> Tensor:
+        h = after - now
+        # The last node is the end itself, not the rounding of a sum that may pass it.
+        nodes = [after if c == 1.0 else now + c * h for c in method.nodes]
+        return x + h * combine(method.weights, method.slopes(lambda i, state: slope(nodes[i], state), x, h))
+
+    return step
