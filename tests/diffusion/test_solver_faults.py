@@ -125,7 +125,7 @@ def test_an_endless_integration_ends_with_a_named_error(solver, control, toleran
         calls += 1
         return 50 * torch.sign(torch.sin(1e5 * x))
 
-    noise = sample_noise((2, 3), seeds=[0, 1], dtype=torch.float64)
+    noise = sample_noise((2, 300), seeds=[0, 1], dtype=torch.float64)
     with pytest.raises(SolverError, match="raise atol and rtol"):
         sample_ode(stiff, noise, LINEAR, solver=solver, step_control=control, max_evaluations=20, **tolerances)
     assert calls <= 20
