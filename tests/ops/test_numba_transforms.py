@@ -15,6 +15,7 @@ from wavemamba.ops.selective_scan.op import scan, scan_backward
 
 LENGTH, WIDTH = 8, 20
 ORDER = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))
+PACKED = (torch.arange(LENGTH) >= torch.tensor([[3], [5]])).long()
 INPUTS = {k: v.float() for k, v in scan_inputs(2, LENGTH, WIDTH, 4).items()}
 NAMES = tuple(INPUTS)
 
@@ -136,10 +137,10 @@ def test_forward_mode_is_refused(function):
 
 def test_opcheck_of_the_scan():
     u, delta, A, B, C, D, z, bias, initial = (v.requires_grad_() for v in map(torch.clone, INPUTS.values()))
-    opcheck(scan.op, (u, delta, A, B, C, D, z, bias, True, initial, ORDER, True, "numba"))
-    opcheck(scan.op, (u, delta, A, B, C, None, None, None, False, None, None, True, "numba"))
+    opcheck(scan.op, (u, delta, A, B, C, D, z, bias, True, initial, ORDER, None, True, "numba"))
+    opcheck(scan.op, (u, delta, A, B, C, None, None, None, False, None, None, PACKED, True, "numba"))
     with torch.no_grad():
-        arguments = (u, delta, A, B, C, D, z, bias, True, initial, ORDER)
+        arguments = (u, delta, A, B, C, D, z, bias, True, initial, ORDER, PACKED)
         y, last, kept = scan.op(*arguments, True, "numba")
         opcheck(scan_backward.op, (y, last, kept, *arguments, "numba"))
         opcheck(scan_backward.op, (y, None, kept[:0], *arguments, "numba"))
@@ -148,11 +149,11 @@ def test_opcheck_of_the_scan():
 def test_opcheck_of_the_convolution():
     x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 5, 3), (3, 4), (3,)))
     state = torch.randn(2, 3, 3, requires_grad=True)
-    order = torch.randperm(5)
-    opcheck(conv.op, (x, weight, bias, True, state, order, "numba"))
-    opcheck(conv.op, (x, weight, None, False, None, None, "numba"))
+    order, packed = torch.randperm(5), torch.tensor([[0, 0, 0, 1, 1], [0, 1, 2, 2, 2]])
+    opcheck(conv.op, (x, weight, bias, True, state, order, packed, "numba"))
+    opcheck(conv.op, (x, weight, None, False, None, None, None, "numba"))
     with torch.no_grad():
-        opcheck(conv_backward.op, (x, x, weight, bias, True, state, order, "numba"))
+        opcheck(conv_backward.op, (x, x, weight, bias, True, state, order, packed, "numba"))
 
 
 def test_opcheck_of_the_haar_map():
