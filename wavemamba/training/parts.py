@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wavemamba.data import Source, hold_out, slices_of_batch
 from wavemamba.diffusion import Objective
+from wavemamba.models import DiffusionModel, TrainedFor
 from wavemamba.seeds import generator_for
 from wavemamba.training.averages import Averages
 from wavemamba.training.callbacks import Callback
@@ -137,7 +138,10 @@ class RunParts(ABC):
         self._slices = slices_of_batch(c.batch_size, **self._share)
         self.objective = self.build_objective()
         seed_everything(c.seed, "weights")
-        model = self.build_model()
+        model = self.build_model().train()  # loaded weights come in evaluation mode
+        if isinstance(model, DiffusionModel):
+            names = tuple(self.source.classes) if self.num_classes else ()
+            model.trained_for = TrainedFor(self.objective.to_dict(), c.autoencoder, names)
         self.averages = Averages(model, c.ema, warmup=c.ema_warmup, device=self.device)
         self._unsharded = copy.deepcopy(model).to("meta") if accelerator.is_fsdp2 else None
         if c.checkpoint_activations:
