@@ -1,12 +1,10 @@
 """The mixer as a recurrence, with padding and with packed documents: each is a plain run of what belongs together."""
 
-import inspect
-
 import pytest
 import torch
 from support import relative_error
 
-from wavemamba import ConfigError, MambaMixer, ShapeError, ops, scan_order
+from wavemamba import ConfigError, MambaMixer, ShapeError, scan_order
 from wavemamba.layers import MambaState
 
 B, L, C = 3, 11, 8
@@ -132,10 +130,6 @@ def test_padding_leaves_the_state_as_it_is(order):
             assert torch.allclose(part[i : i + 1], expected, atol=1e-12)
 
 
-packed = pytest.mark.skipif("seq_idx" not in inspect.signature(ops.selective_scan).parameters, reason="ops lack it")
-
-
-@packed
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("order", orders())
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -158,7 +152,6 @@ def test_packed_documents_do_not_see_each_other(bidirectional, order, padded):
         assert relative_error(got, expected) < 1e-10
 
 
-@packed
 def test_the_state_after_packed_documents_is_that_of_the_last():
     mix, x, seq_idx = mixer(), tokens(), torch.tensor([[0] * 9 + [1] * 2]).expand(B, -1)
     _, before = mix(tokens().flip(0), return_state=True)
@@ -203,7 +196,7 @@ def test_one_graph_with_states_and_padding():
             ShapeError,
             "the state holds it",
         ),
-        (lambda: mixer(cond_dim=5, conditioning="conv_state").initial_state(B), ShapeError, "pass the condition"),
+        (lambda: mixer(cond_dim=5, conditioning="conv_state").initial_state(B), ShapeError, "pass it"),
         (
             lambda: mixer(cond_dim=5, conditioning="conv_state")(
                 tokens(), torch.randn(B, 5).double(), seq_idx=torch.zeros(B, L, dtype=torch.int64)

@@ -12,7 +12,7 @@ from wavemamba.checks import expect_floating, expect_shape, expect_size
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers.mixers.segments import Segments, gather_rows, read_segments, scatter_rows
-from wavemamba.layers.mixers.selective_ssm import MambaState, SelectiveSSM, last_inputs
+from wavemamba.layers.mixers.selective_ssm import MambaState, SelectiveSSM
 from wavemamba.names import choose
 from wavemamba.scans import ScanOrder, expect_permutation, reverse_permutation
 
@@ -154,6 +154,8 @@ class MambaMixer(nn.Module):
         expect_floating("x", x)
         rows = _resolve_order(order, grid, x)
         segments = read_segments(lengths, seq_idx, x)
+        if segments is not None and rows is not None:
+            rows = expect_permutation(rows, x.shape[1])  # the ops check it where they are what reads it first
         self._expect_meaning(state, return_state, seq_idx)
         padding = None if segments is None else segments.padding
         if padding is not None:
@@ -232,42 +234,31 @@ class MambaMixer(nn.Module):
         context: Tensor | None,
         return_state: bool,
     ) -> tuple[Tensor, MambaState | None]:
-        ys, last, lengths = [], None, None if segments is None else segments.lengths
+        y, last = None, None
         for index, direction in enumerate(self.directions):
-            order, visits, backwards = rows, None, index == 1
-            documents = padding = None
+            order, visits, packing = rows, None, {}
             if segments is not None:
-                visits, order = segments.visits(rows, backwards=backwards), None
-                documents, padding = segments.documents, segments.padding if return_state else None
-            elif backwards:
+                visits, order = segments.visits(rows, backwards=index == 1), None
+                packing = {"lengths": segments.lengths, "documents": segments.documents}
+            elif index == 1:
                 order = torch.arange(inner.shape[1], device=inner.device) if rows is None else rows
                 order = reverse_permutation(order)
             u, z = gather_rows(inner, visits), gather_rows(gate, visits)
-            y, ssm = direction(u, z, order, state, conv_state=context, documents=documents, padding=padding)
-            ys.append(scatter_rows(y, visits))
-            if return_state:
-                if order is not None:
-                    u = u.index_select(1, order[max(order.shape[0] - self.d_conv + 1, 0) :])
-                before = context if state is None else state.conv
-                if before is None:
-                    before = u.new_zeros(u.shape[0], self.d_conv - 1, self.inner)
-                last = MambaState(last_inputs(u, before, lengths, documents), ssm)
-        return ys[0] if len(ys) == 1 else ys[0] + ys[1], last
+            scanned, last = direction(u, z, order, state, context=context, return_state=return_state, **packing)
+            scanned = scatter_rows(scanned, visits)
+            y = scanned if y is None else y + scanned
+        assert y is not None
+        return y, last
 
     def _conv_context(self, cond: Tensor | None, state: MambaState | None, like: Tensor) -> Tensor | None:
         """(B, d_conv - 1, E), the projected condition as the convolution's inputs before the first step."""
         if cond is not None and (self.cond_proj is None or state is not None):
-            why = "the state holds it" if self.cond_proj is not None else "the mixer has conditioning='none'"
-            raise ShapeError(
-                f"cond: expected None, as {why}, got {type(cond).__name__}; leave it out"
-                + ("" if self.cond_proj is not None else ", or build the mixer with conditioning='conv_state'")
-            )
+            why = "the mixer has conditioning='none'" if self.cond_proj is None else "the state holds it"
+            raise ShapeError(f"cond: expected None, as {why}, got a condition; leave it out")
         if self.cond_proj is None or state is not None:
             return None
         if cond is None:
-            raise ShapeError(
-                "cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass the condition"
-            )
+            raise ShapeError("cond: expected (B, cond_dim) with conditioning='conv_state', got None; pass it")
         expect_shape("cond", cond, (like.shape[0], self.cond_dim), "(B, cond_dim)", "pass one vector a sample")
         expect_floating("cond", cond)
         context: Tensor = self.cond_proj(cond)
@@ -299,7 +290,7 @@ class MambaMixer(nn.Module):
 
 def _resolve_order(order: Tensor | ScanOrder | None, grid: tuple[int, int] | None, x: Tensor) -> Tensor | None:
     if order is None or isinstance(order, Tensor):
-        return None if order is None else expect_permutation(order, x.shape[1])
+        return order
     if not isinstance(order, ScanOrder):
         raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
     if grid is None or grid[0] * grid[1] != x.shape[1]:

@@ -32,7 +32,7 @@ class Segments:
         """(B, L) bool, which rows are padding; None: no row is."""
         if self.lengths is None:
             return None
-        return torch.arange(self.length, device=self.lengths.device) >= self.lengths[:, None]
+        return is_padding(self.length, self.lengths)
 
     def visits(self, order: Tensor | None, *, backwards: bool) -> Tensor | None:
         """The rows in the sequence of a scan, document by document, padding last.
@@ -66,6 +66,8 @@ def read_segments(lengths: Tensor | None, seq_idx: Tensor | None, tokens: Tensor
     Raises:
         ShapeError: a shape, dtype or value does not fit.
     """
+    if lengths is None and seq_idx is None:
+        return None
     batch, length = tokens.shape[:2]
     for name, value, expected, meaning in (
         ("lengths", lengths, (batch,), "(B,)"),
@@ -81,8 +83,6 @@ def read_segments(lengths: Tensor | None, seq_idx: Tensor | None, tokens: Tensor
             raise ShapeError(
                 f"{name}: expected it on {tokens.device}, where the tokens are, got {value.device}; move it"
             )
-    if lengths is None and seq_idx is None:
-        return None
     if lengths is not None:
         if _on_hand(lengths) and not bool(((lengths >= 0) & (lengths <= length)).all()):
             raise ShapeError(
@@ -99,8 +99,13 @@ def read_segments(lengths: Tensor | None, seq_idx: Tensor | None, tokens: Tensor
         seq_idx = seq_idx.long()
         if lengths is not None:
             last = seq_idx.gather(1, (lengths[:, None] - 1).clamp(min=0))
-            seq_idx = torch.where(torch.arange(length, device=lengths.device) < lengths[:, None], seq_idx, last)
+            seq_idx = torch.where(is_padding(length, lengths), last, seq_idx)
     return Segments(length, lengths, seq_idx)
+
+
+def is_padding(length: int, lengths: Tensor) -> Tensor:
+    """(B, L) bool, which rows come after the first `lengths` (B,) of a sample."""
+    return torch.arange(length, device=lengths.device) >= lengths[:, None]
 
 
 def gather_rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
+from wavemamba.layers.mixers.segments import is_padding
 from wavemamba.layers.weight_decay import UndecayedParameters
 from wavemamba.ops import causal_conv1d, selective_scan
 
@@ -56,10 +57,11 @@ class SelectiveSSM(UndecayedParameters):
         order: Tensor | None,
         state: MambaState | None = None,
         *,
-        conv_state: Tensor | None = None,
+        context: Tensor | None = None,
+        return_state: bool = False,
+        lengths: Tensor | None = None,
         documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, MambaState | None]:
         """Scan the sequence.
 
         Args:
@@ -67,23 +69,31 @@ class SelectiveSSM(UndecayedParameters):
             z: (B, L, E), the gate.
             order: (L,) int64, the row that each step reads and writes; None: in turn.
             state: what stands before the first step; None: zero.
-            conv_state: (B, d_conv - 1, E), the same for the convolution alone, without a `state`.
-            documents: (B, L) int64, nondecreasing: where it changes, the sequence starts anew.
-            padding: (B, L) bool, the steps that leave the state as it is.
+            context: (B, d_conv - 1, E), the same for the convolution alone, without a `state`.
+            return_state: also return the state after the last step.
+            lengths: (B,) int64, without an order: the steps from there on leave the state as it is.
+            documents: (B, L) int64, nondecreasing along the steps: where it changes, the sequence starts anew.
 
         Returns:
-            `y` (B, L, E), rows where they were in `x`, and the scan's last state (B, E, N).
+            `y` (B, L, E), rows where they were in `x`, and the state, or None.
         """
-        context, ssm = (conv_state, None) if state is None else state
-        packed: dict[str, Any] = {} if documents is None else {"seq_idx": documents}
-        x = causal_conv1d(
-            x, self.conv_weight, self.conv_bias, activation="silu", initial_state=context, order=order, **packed
-        )
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = self.dt_proj(dt)
-        y, last_state = selective_scan(
+        before, ssm = (context, None) if state is None else state
+        u = causal_conv1d(
             x,
-            delta if padding is None else delta.masked_fill(padding.unsqueeze(-1), _NO_STEP),
+            self.conv_weight,
+            self.conv_bias,
+            activation="silu",
+            initial_state=before,
+            order=order,
+            seq_idx=documents,
+        )
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = self.dt_proj(dt)
+        if return_state and lengths is not None:
+            delta = delta.masked_fill(is_padding(x.shape[1], lengths).unsqueeze(-1), _NO_STEP)
+        y, ssm = selective_scan(
+            u,
+            delta,
             -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype))),
             B,
             C,
@@ -94,9 +104,15 @@ class SelectiveSSM(UndecayedParameters):
             initial_state=ssm,
             return_last_state=True,
             order=order,
-            **packed,
+            seq_idx=documents,
         )
-        return y, last_state
+        if not return_state:
+            return y, None
+        if before is None:
+            before = x.new_zeros(x.shape[0], self.d_conv - 1, self.inner)
+        if order is not None:
+            x = x.index_select(1, order[max(x.shape[1] - self.d_conv + 1, 0) :])
+        return y, MambaState(_last_inputs(x, before, lengths, documents), ssm)
 
     def reset_parameters(self) -> None:
         """`A = -(1..N)`, `D = 1`, and a `dt` bias whose softplus is log-uniform in [1e-3, 1e-1].
@@ -122,13 +138,13 @@ class SelectiveSSM(UndecayedParameters):
         return f"{self.inner}, d_state={self.d_state}, d_conv={self.d_conv}, dt_rank={self.dt_rank}"
 
 
-def last_inputs(x: Tensor, context: Tensor, lengths: Tensor | None, documents: Tensor | None) -> Tensor:
+def _last_inputs(x: Tensor, context: Tensor, lengths: Tensor | None, documents: Tensor | None) -> Tensor:
     """What the convolution remembers after a sequence: its last inputs, of the last document alone.
 
     Args:
         x: (B, L, E), the inputs in the sequence of the steps.
         context: (B, d_conv - 1, E), the inputs before the first step.
-        lengths: (B,) int64, how many steps count; None: all.
+        lengths: (B,) int64, how many steps count; None: all. The op that returns this state knows no padding.
         documents: (B, L) int64, the document of every step, or None.
 
     Returns:
