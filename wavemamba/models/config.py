@@ -112,6 +112,11 @@ class PatchConfig(DiffusionConfig):
         expect("img_size", self.img_size, lambda v: all(s % self.patch_size == 0 for s in v), fits)
 
     @property
+    def head_channels(self) -> int:
+        """Channels of what the output layer computes, of which a family may return fewer."""
+        return self.output_channels
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """(H, W), the token grid of an image of `img_size`."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size

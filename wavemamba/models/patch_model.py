@@ -71,7 +71,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         self.pos_embed = nn.Parameter(torch.empty(1, *config.grid_size, dim))
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout) if config.num_classes else None
-        self.head = OutputLayer(dim, config.patch_size**2 * config.output_channels)
+        self.head = OutputLayer(dim, config.patch_size**2 * config.head_channels)
 
     @abstractmethod
     def run_blocks(self, hidden: Tensor, cond: Tensor, keep: Callable[[int, Tensor], None]) -> Tensor:

@@ -69,6 +69,14 @@ def is_state(content: Mapping[Any, Any]) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
+def sizes_of(state: Mapping[str, Tensor], name: str, rank: int) -> torch.Size:
+    """The shape of a tensor in a state; a `CheckpointError` where it is missing or has another rank."""
+    shape = state[name].shape if name in state else torch.Size()
+    if len(shape) != rank:
+        raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {tuple(shape) or 'none'}")
+    return shape
+
+
 def load_strictly(
     model: nn.Module, state: Mapping[str, Tensor], called: Callable[[str], str] = str, *, assign: bool = False
 ) -> None:

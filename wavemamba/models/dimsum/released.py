@@ -8,14 +8,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.released_names import is_released
-from wavemamba.models.weights import Weights, expect_fit, is_state, load_strictly, read_weights
+from wavemamba.models.weights import Weights, expect_fit, is_state, load_strictly, read_weights, sizes_of
 from wavemamba.names import check_names
 
 _REQUIRED = ("img_resolution", "patch_size", "hidden_size", "depth", "num_classes")
@@ -145,13 +144,13 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
         raise CheckpointError("expected blocks with a spatial and a frequency mixer; pass `config` for another variant")
     if _has(state, r"zigzag_paths") or _has(state, r"dct_conv"):
         raise CheckpointError("the names do not tell which scan paths or filters were used; pass `config`")
-    dim, channels, patch, _ = _sizes(state, "x_embedder.proj.weight", 4)
-    positions = _sizes(state, "pos_embed", 3)[1]
+    dim, channels, patch, _ = sizes_of(state, "x_embedder.proj.weight", 4)
+    positions = sizes_of(state, "pos_embed", 3)[1]
     side = math.isqrt(positions)  # released models are square
     if side * side != positions:
         raise CheckpointError(f"pos_embed: expected a square grid, got {positions} positions; pass `config`")
-    rows = _sizes(state, "y_embedder.embedding_table.weight", 2)[0]
-    out_width = _sizes(state, "final_layer.linear.weight", 2)[0]
+    rows = sizes_of(state, "y_embedder.embedding_table.weight", 2)[0]
+    out_width = sizes_of(state, "final_layer.linear.weight", 2)[0]
     blocks = (re.match(r"blocks\.(\d+)\.", name) for name in state)
     return DiMSUMConfig(
         img_size=(side * patch, side * patch),
@@ -168,13 +167,6 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
         final_norm="norm_f.weight" in state,
         bidirectional=_has(state, r"\.A_b_log$"),
     )
-
-
-def _sizes(state: Mapping[str, Tensor], name: str, rank: int) -> torch.Size:
-    shape = state[name].shape if name in state else torch.Size()
-    if len(shape) != rank:
-        raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {tuple(shape) or 'none'}")
-    return shape
 
 
 def _has(state: Mapping[str, Tensor], pattern: str) -> bool:

@@ -1,0 +1,95 @@
+"""DiT, SiT and ZigMa agree with their released code."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from support import GOLDEN, fill, relative_error
+
+from wavemamba import CheckpointError, ConfigError, create_model
+from wavemamba.models import dit
+
+LAST_STEP = 999
+
+
+def golden(name):
+    with safe_open(GOLDEN / "rivals" / f"{name}.safetensors", "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+    shapes = json.loads(metadata["parameters"])
+    state = {key: fill(int(metadata["seed"]), key, tuple(shape)) for key, shape in shapes.items()}
+    return json.loads(metadata["config"]), state, json.loads(metadata["all"]), tensors
+
+
+def build(name):
+    config, state, _, tensors = golden(name)
+    model = dit.from_released(state, config, release=name)
+    t = tensors["in.t"].double()
+    return model, 1 - t / LAST_STEP if name == "dit" else t, tensors
+
+
+@pytest.mark.parametrize("name", ["dit", "sit"])
+def test_activations_and_gradients_agree(name):
+    model, t, expected = build(name)
+    seen = {}
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda m, a, out, i=index: seen.update({f"act.blocks.{i}.out": out.flatten(1, 2)}))
+    model.time_embed.register_forward_hook(lambda m, a, out: seen.update({"act.t_embedder.out": out}))
+    x = expected["in.x"].requires_grad_()
+    out = model(x, t, expected["in.y"])
+    assert relative_error(out, expected["out"]) < 1e-5
+    for activation, value in seen.items():
+        assert relative_error(value, expected[activation]) < 1e-5, activation
+    (out * expected["grad.weight"]).sum().backward()
+    assert relative_error(x.grad, expected["grad.in.x"]) < 1e-4
+    own = dict(model.named_parameters())
+    checked = [key.removeprefix("grad.param.") for key in expected if key.startswith("grad.param.")]
+    _, called = model.import_state({key: torch.zeros(0) for key in ("x_embedder.", "blocks.0.attn.qkv.")})
+    names = {called(name): parameter for name, parameter in own.items()}
+    for key in checked:
+        assert relative_error(names[key].grad, expected[f"grad.param.{key}"]) < 1e-4, key
+    assert checked
+
+
+@pytest.mark.parametrize(("size", "millions"), [("s2", 33), ("b2", 130), ("l2", 458), ("xl2", 675)])
+def test_published_sizes(size, millions):
+    with torch.device("meta"):
+        model = create_model(f"dit_{size}")
+    assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - millions) < 1
+
+
+def test_a_released_file_loads_whole(tmp_path):
+    config, _, shapes, _ = golden("dit")
+    state = {name: 0.01 * torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"ema": state, "model": {}, "args": None}, tmp_path / "dit.pt")
+    with pytest.raises(ConfigError, match=r"num_heads: the width 48"):
+        dit.load_released(tmp_path / "dit.pt")
+    options = {"img_size": 8, "dim": 48, "depth": 3, "num_heads": 4, "num_classes": 7}
+    model = create_model("dit_s2", checkpoint_path=tmp_path / "dit.pt", **options)
+    assert torch.equal(model.pos_embed.flatten(1, 2), state["pos_embed"])
+    assert model.config.to_dict() == {**dit.from_released(state, config).config.to_dict(), "out_chans": None}
+    del state["blocks.1.attn.proj.bias"]
+    with pytest.raises(CheckpointError, match=r"missing: blocks\.1\.attn\.proj\.bias"):
+        dit.from_released(state, config)
+
+
+def test_another_familys_file_is_refused():
+    _, state, _, _ = golden("zigma_v2")
+    with pytest.raises(CheckpointError, match="released DiT names"):
+        dit.from_released(state)
+    with pytest.raises(ConfigError, match="did you mean hidden_size"):
+        dit.from_released(golden("dit")[1], {"hiden_size": 48})
+
+
+def test_clocks():
+    model = create_model("sit_s2", depth=1, img_size=8, num_classes=0)
+    reads = []
+    model.time_embed.register_forward_hook(lambda m, args, out: reads.append(args[0]))
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.0, 1.0])
+    assert model(x, t).shape == x.shape
+    assert torch.equal(reads[0], t)
+    other = create_model("dit_s2", depth=1, img_size=8, num_classes=0)
+    other.time_embed.register_forward_hook(lambda m, args, out: reads.append(args[0]))
+    assert other(x, t).shape == (2, 8, 8, 8)
+    assert torch.equal(reads[1], torch.tensor([999.0, 0.0]))
