@@ -82,9 +82,14 @@ class DiffusionConfig(ModelConfig):
         return self.num_classes if self.num_classes and self.class_dropout > 0 else None
 
     @property
-    def output_channels(self) -> int:
-        """Channels of the output."""
+    def predicted_channels(self) -> int:
+        """Channels of the prediction."""
         return self.in_chans if self.out_chans is None else self.out_chans
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of what the model returns: those of the prediction, and what a family puts beside it."""
+        return self.predicted_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +117,9 @@ class PatchConfig(DiffusionConfig):
         expect("img_size", self.img_size, lambda v: all(s % self.patch_size == 0 for s in v), fits)
 
     @property
-    def head_channels(self) -> int:
-        """Channels of what the output layer computes, of which a family may return fewer."""
-        return self.output_channels
+    def head_parts(self) -> int:
+        """How many maps of `predicted_channels` the output layer computes: the prediction, and what comes beside it."""
+        return 1
 
     @property
     def grid_size(self) -> tuple[int, int]:

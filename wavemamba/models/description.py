@@ -43,13 +43,16 @@ class Condition:
     """What a diffusion model is told beside the image and the time.
 
     Args:
-        kind: "class": `y` holds class ids; "none": nothing.
+        kind: "class": `y` holds class ids (B,); "tokens": `y` holds tokens (B, T, width), of a text for example;
+            "none": nothing.
         num_classes: classes, without the null class.
         null_class: the id that stands for "any class", or None where there is none.
+        width: of a token.
         further: keywords that `forward` takes beside `y`.
     """
 
-    kind: Literal["class", "none"]
+    kind: Literal["class", "tokens", "none"]
     num_classes: int = 0
     null_class: int | None = None
+    width: int = 0
     further: tuple[str, ...] = ()

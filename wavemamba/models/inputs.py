@@ -13,16 +13,25 @@ _TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 
 
 
 def check_inputs(config: PatchConfig, x: Tensor, t: Tensor, y: Tensor | None) -> None:
-    """Check an image (B, in_chans, h, w), times (B,) in [0, 1] and class ids (B,); see `DiffusionModel.forward`.
+    """Check what a class-conditional model over patches is called with; see `DiffusionModel.forward`.
 
     Values are read on the CPU and outside compiled regions alone, so that nothing waits for a GPU or breaks a graph.
 
     Raises:
         ShapeError: a rank, size, dtype or value does not fit.
     """
-    for name, value in (("x", x), ("t", t), ("y", y)):
-        if not isinstance(value, Tensor) and (name != "y" or value is not None):
-            raise ShapeError(f"{name}: expected a tensor, got {type(value).__name__}; convert it with torch.tensor")
+    check_image_and_time(config, x, t)
+    check_labels(config, y, x.shape[0])
+
+
+def check_image_and_time(config: PatchConfig, x: Tensor, t: Tensor) -> None:
+    """Check an image (B, in_chans, h, w) and times (B,) in [0, 1].
+
+    Raises:
+        ShapeError: a rank, size, dtype or value does not fit.
+    """
+    _expect_tensor("x", x)
+    _expect_tensor("t", t)
     patch, channels = config.patch_size, config.in_chans
     expect_shape("x", x, (None, channels, None, None), "(B, in_chans, h, w)", "channels come second")
     expect_floating("x", x)
@@ -34,33 +43,42 @@ def check_inputs(config: PatchConfig, x: Tensor, t: Tensor, y: Tensor | None) ->
         )
     expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
     expect_floating("t", t)
-    if y is not None:
-        if config.num_classes == 0:
-            raise ShapeError(
-                f"y: expected None, as the model is unconditional (num_classes=0), got {tuple(y.shape)}; leave y out"
-            )
-        expect_shape("y", y, (batch,), "(B,)", "one class id a sample")
-        if y.dtype not in (torch.int64, torch.int32):
-            raise ShapeError(f"y: expected int64 class ids, got {y.dtype}; convert them with .long()")
-    if not torch.compiler.is_compiling():
-        _check_values(config, t, y)
-
-
-def _check_values(config: PatchConfig, t: Tensor, y: Tensor | None) -> None:
     if _on_hand(t) and not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
         raise ShapeError(
             f"t: expected times in [0, 1], 0 noise and 1 data, got {t.min():.4g} to {t.max():.4g}; "
             "divide discrete steps by their number"
         )
-    if y is not None and _on_hand(y):
-        last = config.num_classes - (config.null_class is None)  # the null class comes after the classes
-        if not bool(((y >= 0) & (y <= last)).all()):
-            raise ShapeError(
-                f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "
-                "build the model with as many classes as there are"
-            )
+
+
+def check_labels(config: PatchConfig, y: Tensor | None, batch: int) -> None:
+    """Check class ids (B,), or None.
+
+    Raises:
+        ShapeError: the model is unconditional, or a size, dtype or value does not fit.
+    """
+    if y is None:
+        return
+    _expect_tensor("y", y)
+    if config.num_classes == 0:
+        raise ShapeError(
+            f"y: expected None, as the model is unconditional (num_classes=0), got {tuple(y.shape)}; leave y out"
+        )
+    expect_shape("y", y, (batch,), "(B,)", "one class id a sample")
+    if y.dtype not in (torch.int64, torch.int32):
+        raise ShapeError(f"y: expected int64 class ids, got {y.dtype}; convert them with .long()")
+    last = config.num_classes - (config.null_class is None)  # the null class comes after the classes
+    if _on_hand(y) and not bool(((y >= 0) & (y <= last)).all()):
+        raise ShapeError(
+            f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "
+            "build the model with as many classes as there are"
+        )
+
+
+def _expect_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ShapeError(f"{name}: expected a tensor, got {type(value).__name__}; convert it with torch.tensor")
 
 
 def _on_hand(tensor: Tensor) -> bool:
-    """Whether reading the values waits for no device; a subclass may be fake, or spread over machines."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor
+    """Whether reading the values waits for no device and breaks no graph; a subclass may be fake, or spread out."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and type(tensor) is Tensor

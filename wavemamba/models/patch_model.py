@@ -18,7 +18,7 @@ from wavemamba.models.adapt import adapt_classes, adapt_dropout, adapt_input, ad
 from wavemamba.models.base import DiffusionModel
 from wavemamba.models.config import PatchConfig
 from wavemamba.models.features import chosen_blocks, in_format
-from wavemamba.models.inputs import check_inputs
+from wavemamba.models.inputs import check_image_and_time, check_labels
 from wavemamba.models.recompute import Recomputed
 
 
@@ -71,15 +71,15 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         self.pos_embed = nn.Parameter(torch.empty(1, *config.grid_size, dim))
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout) if config.num_classes else None
-        self.head = OutputLayer(dim, config.patch_size**2 * config.head_channels)
+        self.head: nn.Module = OutputLayer(dim, config.patch_size**2 * config.head_parts * config.predicted_channels)
 
     @abstractmethod
-    def run_blocks(self, hidden: Tensor, cond: Tensor, keep: Callable[[int, Tensor], None]) -> Tensor:
+    def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
         """Run all blocks.
 
         Args:
             hidden: (B, H, W, C), patches with their positions.
-            cond: (B, C).
+            cond: what `embed_condition` returned, (B, C).
             keep: called with the index of each block and what comes out of it, (B, H, W, C).
 
         Returns:
@@ -129,12 +129,24 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         self._run(x, t, y, lambda index, hidden: kept.update({index: hidden}) if index in chosen else None)
         return in_format([kept[index] for index in chosen], output_fmt)
 
-    def forward_head(self, tokens: Tensor, cond: Tensor) -> Tensor:
+    def forward_head(self, tokens: Tensor, cond: Any) -> Tensor:
         """Map tokens (B, H, W, C) and the condition (B, C) to the output (B, out_chans, h, w)."""
-        return unpatchify(self.head(tokens, cond), self.config.patch_size)
+        patches: Tensor = self.head(tokens, cond)
+        return unpatchify(patches, self.config.patch_size)
 
-    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
-        """The condition (B, C): the time's embedding, its features read in `dtype` (None: of `t`), plus the label's."""
+    def check_condition(self, y: Tensor | None, batch: int) -> None:
+        """Check what `forward` is told beside image and time; here class ids (B,).
+
+        Raises:
+            ShapeError: it does not fit.
+        """
+        check_labels(self.config, y, batch)
+
+    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Any:
+        """The condition (B, C): the time's embedding, its features read in `dtype` (None: of `t`), plus the label's.
+
+        What a family returns here is what its `run_blocks` and `forward_head` are given.
+        """
         cond: Tensor = self.time_embed(t, dtype)
         if self.label_embed is not None:
             cond = cond + self.label_embed(y, t)
@@ -142,8 +154,9 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
 
     def _run(
         self, x: Tensor, t: Tensor, y: Tensor | None, keep: Callable[[int, Tensor], None] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        check_inputs(self.config, x, t, y)
+    ) -> tuple[Tensor, Any]:
+        check_image_and_time(self.config, x, t)
+        self.check_condition(y, x.shape[0])
         cond = self.embed_condition(t, y, x.dtype)
         tokens = self.patch_embed(x)
         hidden: Tensor = tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
@@ -163,6 +176,11 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         self.time_embed.reset_parameters()
         if self.label_embed is not None:
             self.label_embed.reset_parameters()
+        self.reset_head()
+
+    def reset_head(self) -> None:
+        """Initialise the output layer: zero."""
+        assert isinstance(self.head, OutputLayer)
         self.head.zero_()
 
     def no_weight_decay(self) -> set[str]:
@@ -203,7 +221,8 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
             change("patch_embed.proj.weight", adapt_input(state["patch_embed.proj.weight"], self.in_chans))
         for name, rank in (("head.linear.weight", 2), ("head.linear.bias", 1)):
             if {"in_chans", "out_chans"} & set(changed) and differs(name, rank):
-                change(name, adapt_output(state[name], self.config.patch_size**2, self.out_chans))
+                maps = self.config.patch_size**2 * self.config.head_parts
+                change(name, adapt_output(state[name], maps, self.config.predicted_channels))
         return state, notes
 
     def _adapt_labels(self, state: dict[str, Tensor], change: Callable[[str, tuple[Tensor, str]], None]) -> None:

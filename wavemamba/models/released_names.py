@@ -16,6 +16,19 @@ AROUND_BLOCKS = (
     ("final_layer.linear.", "head.linear."),
 )
 
+# What mamba-ssm, and Vision Mamba's second direction, call the parts of a mixer.
+MIXER = tuple(
+    pair
+    for direction, end in ((1, "_b"), (0, ""))
+    for pair in (
+        (f".mixer.A{end}_log", f".mixer.directions.{direction}.A_log"),
+        *((f".mixer.conv1d{end}.{part}", f".mixer.directions.{direction}.conv_{part}") for part in ("weight", "bias")),
+        (f".mixer.dt_proj{end}.bias", f".mixer.directions.{direction}.dt_bias"),
+        *((f".mixer.{part}{end}.", f".mixer.directions.{direction}.{part}.") for part in ("x_proj", "dt_proj")),
+        (f".mixer.D{end}", f".mixer.directions.{direction}.D"),
+    )
+)
+
 
 class ReleasedNames:
     """A table of beginnings and parts of names.
@@ -66,7 +79,8 @@ class ReleasedNames:
 
 def _replaced(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
-        if old.startswith(".") and old in name:
+        whole = not old.endswith((".", "_"))  # the last part of a name, so that `D` is not the beginning of `D_b`
+        if old.startswith(".") and (name.endswith(old) if whole else old in name):
             name = name.replace(old, new)
         elif name.startswith(old):
             name = new + name.removeprefix(old)

@@ -81,7 +81,7 @@ class DiMSUM(PatchDiffusionModel):
                 modulation.zero_()
         self.reset_embeddings()
 
-    def run_blocks(self, hidden: Tensor, cond: Tensor, keep: Callable[[int, Tensor], None]) -> Tensor:
+    def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
         """See `PatchDiffusionModel.run_blocks`."""
         residual: Tensor | None = None
         for block, spec in zip(self.blocks, self.plan, strict=True):

@@ -49,10 +49,10 @@ class DiTConfig(PatchConfig):
 
     @property
     def output_channels(self) -> int:
-        """Channels of what the model returns."""
-        return super().output_channels * (2 if self.variance == "returned" else 1)
+        """Channels of what the model returns: the prediction, and its variance where that is returned."""
+        return self.predicted_channels * (2 if self.variance == "returned" else 1)
 
     @property
-    def head_channels(self) -> int:
-        """Channels of what the output layer computes."""
-        return super().output_channels * (1 if self.variance == "none" else 2)
+    def head_parts(self) -> int:
+        """The prediction, and its variance where one is learnt."""
+        return 1 if self.variance == "none" else 2

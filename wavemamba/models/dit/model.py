@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,23 +59,25 @@ class DiT(PatchDiffusionModel):
                 block.modulation.zero_()
         self.reset_embeddings()
 
-    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Any:
         """See `PatchDiffusionModel.embed_condition`; the time's embedding reads the network's own clock."""
         clock = t if self.config.clock == "flow" else _LAST_STEP * (1 - t)
         return super().embed_condition(clock, y, dtype)
 
-    def run_blocks(self, hidden: Tensor, cond: Tensor, keep: Callable[[int, Tensor], None]) -> Tensor:
+    def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
         """See `PatchDiffusionModel.run_blocks`."""
         for index, block in enumerate(self.blocks):
             hidden = self.run_block(block, hidden, cond)
             keep(index, hidden)
         return hidden
 
-    def forward_head(self, tokens: Tensor, cond: Tensor) -> Tensor:
+    def forward_head(self, tokens: Tensor, cond: Any) -> Tensor:
         """See `PatchDiffusionModel.forward_head`; a variance that is dropped is left out."""
         return super().forward_head(tokens, cond)[:, : self.out_chans]
 
 
 def transformer_block(config: DiTConfig, index: int) -> SharedAttention:
     """A DiT's block; the index says which, and all are alike."""
-    return SharedAttention(config.dim, config.num_heads, config.dim, mlp_ratio=config.mlp_ratio, gated_mlp=False)
+    return SharedAttention(
+        config.dim, config.dim, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio, gated_mlp=False
+    )
