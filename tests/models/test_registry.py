@@ -46,15 +46,13 @@ def inputs(model, batch=2, size=None):
     return x, t, y
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models("dimsum_*"))
 def test_every_model_on_the_meta_device(name):
     with torch.device("meta"):
         model = timm.create_model(name)
         x, t, y = torch.randn(2, 4, 32, 32), torch.rand(2), torch.zeros(2, dtype=torch.int64)
         out = model(x, t, y)
     assert out.shape == (2, 4, 32, 32)
-    assert model.num_classes == 1000
-    assert model.null_class == 1000
     if name in PARAMETERS:
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     out.sum().backward()

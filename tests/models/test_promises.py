@@ -1,0 +1,174 @@
+"""What every family of models promises, small."""
+
+import re
+
+import pytest
+import torch
+from support import relative_error
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+
+from wavemamba import create_model, list_models
+from wavemamba.models import load_pretrained
+
+CASES = {
+    "dimsum": ("dimsum_tiny", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
+    "dit": ("dit_s2", {"num_heads": 2}),
+    "sit": ("sit_s4", {"num_heads": 2}),
+    "zigma": ("zigma_s2", {"drop_path_rate": 0.0}),
+    "zigma-text": ("zigma_b1", {"context_dim": 12, "num_classes": 0, "scan": "hilbert", "positions": "sincos"}),
+    "zigma-both-ways": ("zigma_s1", {"bidirectional": True, "scan": "raster", "class_dropout": 0.1}),
+}
+
+
+def build(case):
+    """A model with nothing left at zero, so that every path matters."""
+    torch.manual_seed(0)
+    name, options = CASES[case]
+    model = create_model(name, **{"img_size": 8, "num_classes": 5, "depth": 2, "dim": 32, **options})
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def inputs(model, batch=2, size=(8, 8)):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, model.in_chans, *size, generator=generator)
+    t = torch.rand(batch, generator=generator)
+    if model.condition.kind == "tokens":
+        return x, t, torch.randn(batch, 3, model.condition.width, generator=generator)
+    return x, t, torch.randint(0, model.num_classes, (batch,), generator=generator)
+
+
+def test_every_family_is_here():
+    assert {name.partition("_")[0] for name in list_models()} == {case.partition("-")[0] for case in CASES}
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_on_the_meta_device(name):
+    with torch.device("meta"):
+        model = create_model(name)
+        x, t, y = torch.randn(1, 4, 32, 32), torch.rand(1), torch.zeros(1, dtype=torch.int64)
+        assert model(x, t, y).shape == (1, model.out_chans, 32, 32)
+    assert (model.num_classes, model.img_size, model.in_chans) == (1000, (32, 32), 4)
+    assert model.null_class == (1000 if model.config.class_dropout else None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_receives_a_gradient(case):
+    model = build(case).train()
+    x, t, y = inputs(model, batch=4)
+    if model.null_class is not None:
+        y[0] = model.null_class
+    out = model(x, t, y)
+    assert out.shape == (4, model.out_chans, 8, 8)
+    (out * torch.randn_like(out)).sum().backward()
+    unused = {"head.bias"} if model.out_chans != model.config.head_parts * model.in_chans else set()
+    missing = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    assert missing <= unused
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_graph(case):
+    model = build(case).eval()
+    arguments = inputs(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected, out = model(*arguments), compiled(*arguments)
+    assert relative_error(out, expected) < 1e-5
+    parameter = model.patch_embed.proj.weight
+    gradient, expected_gradient = (torch.autograd.grad(y.square().sum(), parameter)[0] for y in (out, expected))
+    assert relative_error(gradient, expected_gradient) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recomputing_blocks_changes_nothing(case):
+    model = build(case).train()
+    arguments = inputs(model)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(*arguments).square().sum().backward()
+        gradients.append(model.patch_embed.proj.weight.grad.clone())
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+
+
+@pytest.mark.parametrize("size", [(12, 4), (4, 16)])
+@pytest.mark.parametrize("case", CASES)
+def test_any_grid(case, size):
+    model = build(case).eval()
+    assert model(*inputs(model, size=size)).shape[2:] == size
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_save_and_load(case, tmp_path):
+    model = build(case).eval()
+    arguments = inputs(model)
+    model.save_pretrained(tmp_path)
+    for loaded in (load_pretrained(tmp_path), type(model).from_pretrained(tmp_path)):
+        assert type(loaded) is type(model)
+        assert loaded.config == model.config
+        assert torch.equal(loaded(*arguments), model(*arguments))
+        assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_of_every_block(case):
+    model = build(case).eval()
+    arguments = inputs(model)
+    maps = model.forward_intermediates(*arguments)
+    assert [tuple(x.shape[:2]) for x in maps] == [(2, 32)] * 2
+    (last,) = model.forward_intermediates(*arguments, indices=[-1], output_fmt="NHWC")
+    assert torch.equal(last, maps[1].permute(0, 2, 3, 1))
+    features = model.forward_features(*arguments)
+    cond = model.embed_condition(*arguments[1:])
+    assert torch.equal(model.forward_head(features, cond), model(*arguments))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weight_decay_and_layer_groups(case):
+    model = build(case)
+    names = {n for n, _ in model.named_parameters()}
+    exempt = model.no_weight_decay()
+    assert exempt <= names
+    assert {n for n in names if re.search(r"(^|\.)(A_log|D)$", n)} <= exempt
+    groups = group_parameters(model, model.group_matcher())
+    assert {n for group in groups.values() for n in group} == names
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.8).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert not any(id(p) in decayed for n, p in model.named_parameters() if n in exempt)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_meta_then_values(case):
+    """Built without values, then given some: the same as built at once."""
+    name, options = CASES[case]
+    options = {"img_size": 8, "num_classes": 5, "depth": 2, "dim": 32, **options}
+    torch.manual_seed(3)
+    expected = create_model(name, **options).state_dict()
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(3)
+    model.reset_parameters()
+    for key, value in model.state_dict().items():
+        assert value.isfinite().all(), key
+        assert torch.equal(value.std() > 0, expected[key].std() > 0) or value.numel() == 1, key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_16_bit_copies(case):
+    model = build(case).eval()
+    arguments = inputs(model)
+    expected = model(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(model(*arguments), expected) < 3e-2
+    half = model.to(torch.bfloat16)
+    y = arguments[2].bfloat16() if arguments[2].is_floating_point() else arguments[2]
+    assert relative_error(half(arguments[0].bfloat16(), arguments[1], y), expected) < 4e-2
