@@ -16,6 +16,7 @@ FLOORS = (
     ("layers",),
     ("blocks",),
     ("models", "diffusion", "data"),
+    ("sampling",),
     ("training", "integrations"),
     ("commands",),
     ("train", "encode"),

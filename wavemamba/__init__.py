@@ -12,6 +12,7 @@ from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, S
 from wavemamba.integrations.timm import register_in_timm
 from wavemamba.layers import MambaMixer
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
+from wavemamba.sampling import Sampler
 from wavemamba.scans import ScanOrder, register_scan_order, scan_order
 from wavemamba.transforms import frequency_transform
 from wavemamba.version import __version__
@@ -24,6 +25,7 @@ __all__ = [
     "DiMSUMBlock",
     "DiMSUMConfig",
     "MambaMixer",
+    "Sampler",
     "ScanOrder",
     "ShapeError",
     "SharedAttention",
