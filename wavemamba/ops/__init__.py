@@ -5,6 +5,7 @@ from wavemamba.ops.dispatch.backend import SlowBackendWarning, use_backend
 from wavemamba.ops.dispatch.status import BackendStatus, backends
 from wavemamba.ops.haar import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
 from wavemamba.ops.selective_scan import selective_scan
+from wavemamba.ops.ssd_scan import ssd_scan
 from wavemamba.ops.warm_up import warm_up
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "haar_analysis",
     "haar_synthesis",
     "selective_scan",
+    "ssd_scan",
     "to_haar_map",
     "use_backend",
     "warm_up",

@@ -10,11 +10,13 @@ from wavemamba.ops.causal_conv1d import BACKENDS as CONV_BACKENDS
 from wavemamba.ops.dispatch.backend import Case
 from wavemamba.ops.haar import BACKENDS as HAAR_BACKENDS
 from wavemamba.ops.selective_scan import BACKENDS as SCAN_BACKENDS
+from wavemamba.ops.ssd_scan import BACKENDS as SSD_BACKENDS
 
 _TABLES = {
     "selective_scan": SCAN_BACKENDS,
     "causal_conv1d": CONV_BACKENDS,
     "haar_map": HAAR_BACKENDS,
+    "ssd_scan": SSD_BACKENDS,
 }
 
 
