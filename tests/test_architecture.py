@@ -16,8 +16,7 @@ FLOORS = (
     ("layers",),
     ("blocks",),
     ("models", "diffusion", "data"),
-    ("sampling",),
-    ("training", "integrations"),
+    ("training", "integrations", "compat"),
     ("commands",),
     ("train", "encode"),
 )

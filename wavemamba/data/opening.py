@@ -90,8 +90,6 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
     """
     kinds = {found.name: found for found in source_kinds()}
     text = str(data)
-    if not text:
-        raise DataError("data: expected a name or a path, got ''; '.' is the folder that the command was started in")
     prefix, colon, rest = text.partition(":")
     if kind is not None:
         chosen, what = kinds[choose("kind", kind, kinds)], text
@@ -122,10 +120,7 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
 
 def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
     path = Path(text)
-    try:
-        claiming, exists = [kind for kind in kinds.values() if kind.claims(path)], path.exists()
-    except (OSError, ValueError) as error:  # a name that cannot be, a folder that may not be read
-        raise DataError(f"{shown(path)}: expected a path that can be looked at ({error})") from error
+    claiming = [kind for kind in kinds.values() if kind.claims(path)]
     if len(claiming) == 1:
         return claiming[0]
     if claiming:
@@ -133,5 +128,6 @@ def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
         words = " or ".join(f"kind={kind.name!r}" for kind in claiming)
         raise DataError(f"{shown(path)}: expected one kind of data, found {found}; say which with {words}")
     about = "; ".join(kind.about for kind in kinds.values())
-    there = "found none of them there" if exists else "there is none; check the path"
-    raise DataError(f"{shown(path)}: expected data ({about}), {there}")
+    if not path.exists():
+        raise DataError(f"{shown(path)}: expected data ({about}), there is none; check the path")
+    raise DataError(f"{shown(path)}: expected data ({about}), found none of them there")

@@ -1,0 +1,65 @@
+"""Grids of images with labels, drawn with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from wavemamba.errors import ShapeError
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes, rounded and clipped."""
+    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def image_grid(
+    images: Tensor,
+    columns: int,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    tile: int = 0,
+    gap: int = 2,
+) -> Image.Image:
+    """Images in rows of `columns`, with labels to the left and above.
+
+    Args:
+        images: (n, c, h, w) in [-1, 1], with 1 (grey) or 3 (RGB) channels; of any other number the first or first
+            three are shown.
+        columns: images a row.
+        row_labels: one a row, or none.
+        column_labels: one a column, or none.
+        tile: least side of an image in pixels; small ones are enlarged by whole factors without smoothing.
+        gap: pixels between images.
+
+    Raises:
+        ShapeError: not a batch of images.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ShapeError(f"images: expected (n, c, h, w) with n >= 1, got {tuple(images.shape)}")
+    shown = to_uint8(images[:, :3] if images.shape[1] >= 3 else images[:, :1])
+    factor = max(1, -(-tile // max(shown.shape[2:])))
+    height, width = (int(side) * factor for side in shown.shape[2:])
+    rows = -(-len(shown) // columns)
+    letters = max(10, min(height // 3, 20))
+    font = ImageFont.load_default(size=letters)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = max((int(measure.textlength(label, font=font)) + 10 for label in row_labels), default=0)
+    top = int(letters * 1.6) if column_labels else 0
+    size = (left + columns * (width + gap) + gap, top + rows * (height + gap) + gap)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, pixels in enumerate(shown):
+        row, column = divmod(index, columns)
+        array = np.asarray(pixels.permute(1, 2, 0).squeeze(-1) if len(pixels) == 1 else pixels.permute(1, 2, 0))
+        picture = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(picture.convert("RGB"), (left + gap + column * (width + gap), top + gap + row * (height + gap)))
+    for row, label in enumerate(row_labels):
+        draw.text((left - 6, top + gap + (row + 0.5) * (height + gap)), label, "black", font, anchor="rm")
+    for column, label in enumerate(column_labels):
+        draw.text((left + gap + (column + 0.5) * (width + gap), top / 2), label, "black", font, anchor="mm")
+    return canvas
