@@ -11,7 +11,7 @@ from torch import nn
 
 from wavemamba import DiMSUM
 from wavemamba.data import Digits
-from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, WavemambaError
+from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
 from wavemamba.training import Callback, Checkpoints, Progress, Trackers, Trainer, read_log
 from wavemamba.training.loss_scale import LossScale
 
@@ -325,6 +325,37 @@ def test_a_run_that_is_done_exports_what_a_kill_kept_back(config):
     Trainer(run).train()
     assert weights(trainer.out) == before
     assert json.loads((trainer.out / "model" / "training.json").read_text())["step"] == 2
+
+
+def test_what_would_be_ignored_or_fail_late_is_named_at_once(config, monkeypatch):
+    with pytest.raises(ConfigError, match="eval_every: expected 0 without held-out data"):
+        Trainer(config(eval_every=2)).train()
+    with pytest.raises(ConfigError, match=r"callbacks: .* lacks on_start, .*inherit from"):
+        Trainer(config(), callbacks=[object()])
+    with pytest.raises(ConfigError, match=r"TrainConfig\.from_dict"):
+        Trainer({"out": "x"})
+
+    class Scalar(Trainer):
+        def loss(self, model, batch):
+            return super().loss(model, batch).mean()
+
+    with pytest.raises(ShapeError, match=r"loss: expected one number an example, \(8,\), got \(\)"):
+        Scalar(config()).train()
+
+    class Four:
+        latent_channels = 4
+
+    monkeypatch.setattr("wavemamba.diffusion.Autoencoder.from_pretrained", lambda *args, **options: Four())
+    with pytest.raises(ConfigError, match="autoencoder: expected one of latents with 1 channels"):
+        Trainer(config("latents", autoencoder="x")).train()
+
+
+def test_an_accelerator_of_other_options_is_named(config):
+    from accelerate import Accelerator
+
+    Accelerator(mixed_precision="bf16", cpu=True)
+    with pytest.raises(ConfigError, match="expected no other Accelerator"):
+        Trainer(config())
 
 
 def test_it_runs_outside_the_main_thread(config):

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 Outcome = Literal["finished", "stopped", "failed"]
 
 
+EVENTS = ("on_start", "on_step", "on_log", "on_evaluate", "on_save", "on_end")
+
+
 class Callback(Protocol):
     """Told by a `Trainer` what happens, in every process, in the order of the trainer's `callbacks`.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.data import Batches
-from wavemamba.errors import WavemambaError
+from wavemamba.errors import ShapeError, WavemambaError
 from wavemamba.files import write_atomically
 from wavemamba.locks import FolderLock
 from wavemamba.training.callbacks import Outcome
@@ -111,7 +111,11 @@ class TrainingLoop(RunParts):
             last = part is self._slices[-1]
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with self.autocast():
-                    loss = self.loss(self.model, batch).mean() / c.accumulate
+                    losses = self.loss(self.model, batch)
+                    if not isinstance(losses, Tensor) or losses.shape != (len(batch.x),):
+                        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                        raise ShapeError(f"loss: expected one number an example, ({len(batch.x)},), got {found}")
+                    loss = losses.mean() / c.accumulate
                 (loss * state.loss_scale.value if state.loss_scale.enabled else loss).backward()
             total += loss.detach()
         state.loss_scale.unscale(self.model.parameters())

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from wavemamba.data import Source, hold_out, slices_of_batch
 from wavemamba.diffusion import Objective
+from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor
 from wavemamba.seeds import generator_for
 from wavemamba.training.averages import Averages
-from wavemamba.training.callbacks import Callback
+from wavemamba.training.callbacks import EVENTS, Callback
 from wavemamba.training.checkpoint_files import Checkpoints
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.log import RunLog
@@ -56,7 +57,14 @@ class RunParts(ABC):
         self.config = config
         self.out = Path(config.out)
         self.callbacks = list(callbacks)
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+        for callback in self.callbacks:
+            lacking = [event for event in EVENTS if not callable(getattr(callback, event, None))]
+            if lacking:
+                raise ConfigError(
+                    f"callbacks: expected all of {', '.join(EVENTS)}, {type(callback).__name__} lacks "
+                    f"{', '.join(lacking)}; inherit from wavemamba.training.Callback"
+                )
+        self.accelerator = _accelerator()
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.keep)
         self.log = RunLog(self.out, enabled=self.main)
@@ -166,7 +174,7 @@ class RunParts(ABC):
         """A part of batch `number`; times and noise are drawn whole: they do not depend on who takes which part."""
         count, generator = self.config.batch_size, generator_for(self.config.seed, purpose, number)
         interval = self.objective.train_interval
-        t = self.objective.time_sampling.sample(count, interval, generator=generator)
+        t = self.objective.time_sampling.sample(count, interval, generator=generator, device="cpu")
         x0 = torch.randn(count, *self.source.shape, generator=generator, device="cpu", dtype=torch.float32)
         x, y, t, x0 = (tensor.to(self.device, non_blocking=True) for tensor in (x, y, t[part], x0[part]))
         return Batch(x, y if self.num_classes else None, t, x0)
@@ -175,3 +183,10 @@ class RunParts(ABC):
         """The context in which losses are computed."""
         dtype = AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _accelerator() -> Accelerator:
+    try:
+        return Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    except ValueError as error:  # another Accelerator of this process was made with other options
+        raise ConfigError(f"accelerate: expected no other Accelerator in this process ({error})") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, sample_noise, sample_ode
+from wavemamba.errors import ConfigError
 from wavemamba.training.callbacks import Callback, Outcome
 from wavemamba.training.grids import image_grid
 from wavemamba.training.trackers import Trackers
@@ -47,6 +48,12 @@ class SampleGrids(Callback):
         """Load the autoencoder now, rather than in the middle of the run."""
         if self.autoencoder and trainer.main:
             self._decoder = Autoencoder.from_pretrained(self.autoencoder, device=trainer.device)
+            channels = trainer.source.shape[0]
+            if self._decoder.latent_channels != channels:
+                raise ConfigError(
+                    f"autoencoder: expected one of latents with {channels} channels, as the data have, got "
+                    f"{self._decoder.latent_channels}; leave it out for data that are no latents"
+                )
 
     def on_step(self, trainer: Trainer) -> None:
         """Draw where a grid is due."""

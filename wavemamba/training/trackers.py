@@ -11,6 +11,7 @@ from PIL import Image
 
 from wavemamba.errors import BackendUnavailable
 from wavemamba.names import choose
+from wavemamba.seeds import derive_seed
 from wavemamba.training.callbacks import Callback, Outcome
 from wavemamba.training.config import TRACKERS
 from wavemamba.training.writing import writing
@@ -23,7 +24,7 @@ class Trackers(Callback):
     """Sends what is logged, with images a second, to accelerate's trackers.
 
     TensorBoard writes to `tensorboard/` in the run's folder and drops what is taken again after a resumption. Weights &
-    Biases goes on with the run of the folder's name; its own environment variables say where and whether to send.
+    Biases goes on with the run of the same folder; its own environment variables say where and whether to send.
 
     Args:
         names: of the trackers.
@@ -50,9 +51,10 @@ class Trackers(Callback):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         run = trainer.out.resolve()
+        identity = f"{derive_seed('tracked run', str(run)):016x}"
         options: dict[str, dict[str, Any]] = {
             "tensorboard": {"logging_dir": str(run), "purge_step": trainer.step + 1},
-            "wandb": {"dir": str(run), "id": run.name, "name": run.name, "resume": "allow"},
+            "wandb": {"dir": str(run), "id": identity, "name": run.name, "resume": "allow"},
         }
         names = {"tensorboard": "tensorboard", "wandb": "wavemamba"}
         with writing(run):
@@ -65,13 +67,16 @@ class Trackers(Callback):
 
     def on_log(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Send the values, and how fast the run is."""
-        for tracker in self._open:
-            tracker.log({**values, "images_per_second": trainer.images_per_second}, step=trainer.step)
+        self._log(trainer, {**values, "images_per_second": trainer.images_per_second})
 
     def on_evaluate(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Send the values."""
+        self._log(trainer, values)
+
+    def _log(self, trainer: Trainer, values: dict[str, float]) -> None:
         for tracker in self._open:
-            tracker.log(values, step=trainer.step)
+            with writing(trainer.out):
+                tracker.log(values, step=trainer.step)
 
     def picture(self, step: int, picture: Image.Image) -> None:
         """Send a grid of samples."""

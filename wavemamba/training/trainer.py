@@ -38,6 +38,8 @@ class Trainer(TrainingLoop):
     """
 
     def __init__(self, config: TrainConfig, *, data: Source | None = None, callbacks: Sequence[Callback] = ()) -> None:
+        if not isinstance(config, TrainConfig):
+            raise ConfigError(f"config: expected a TrainConfig, got {config!r}; TrainConfig.from_dict makes one")
         trackers = Trackers(config.trackers)
         grids = SampleGrids(
             config.sample_every,
@@ -49,6 +51,16 @@ class Trainer(TrainingLoop):
         progress = () if config.quiet else (Progress(),)
         super().__init__(config, [*callbacks, *progress, grids, trackers])
         self.data = data
+
+    def prepare(self) -> None:
+        """Build everything, and look whether there is something to evaluate on."""
+        super().prepare()
+        own = type(self).evaluate is not Trainer.evaluate
+        if self.config.eval_every and self.held_out is None and not own:
+            raise ConfigError(
+                f"eval_every: expected 0 without held-out data, got {self.config.eval_every}; set holdout to a "
+                "fraction such as 0.01, or override evaluate"
+            )
 
     def build_data(self) -> Source:
         """The source to train on."""
