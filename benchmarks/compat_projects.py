@@ -3,9 +3,9 @@
     python benchmarks/compat_projects.py --mambavision CHECKOUT --vm-unet CHECKOUT ...
 
 Nothing is fetched: a project whose checkout is not given, or whose other requirements are not installed, is skipped
-with the reason. Each model is built from the project's own files, runs forward and backward in float32, and is compared with
-the same model on the plain reference loops; a time is the best of three, the loops' is measured once. The result is
-written to `benchmarks/results/cpu-compat-projects.json`.
+with the reason. Each model is built from the project's own files, runs forward and backward in float32, and is
+compared with the same model on the plain reference loops; a time is the best of three, the loops' is measured once.
+The result is written to `benchmarks/results/cpu-compat-projects.json`.
 
 PointMamba also needs `knn_cuda`, `pointnet2_ops` and a Chamfer distance, CUDA packages too: stand-ins of a few lines
 here take their place.
