@@ -17,6 +17,8 @@ from wavemamba import (
     SpatialFrequencyFusion,
     SpatialMambaBlock,
     WaveletMambaBlock,
+    frequency_transform,
+    scan_order,
 )
 
 HALF = DIM // 2
@@ -163,6 +165,11 @@ def test_a_sequence_of_blocks_says_how_to_chain_them():
         (lambda: SharedAttention(DIM, attention=nn.Identity(), num_heads=4), "num_heads: expected None"),
         (lambda: SharedAttention(DIM, mlp=nn.Identity(), mlp_ratio=2.0), "mlp_ratio, gated_mlp: expected neither"),
         (lambda: SharedAttention(DIM, mlp=nn.Bilinear(DIM, DIM, DIM)), "mlp: "),
+        (lambda: SpatialFrequencyFusion(DIM, 4, mode="linear"), "num_heads: expected None with mode='linear'"),
+        (
+            lambda: WaveletMambaBlock(DIM, transform=frequency_transform("haar", 1), levels=3),
+            "levels: expected it in the transform",
+        ),
         (lambda: SharedAttention("a"), "dim: expected an int >= 1, got 'a'"),
         (lambda: SharedAttention(DIM, 0), "cond_dim: expected an int >= 1, got 0"),
         (lambda: SharedAttention(DIM, num_heads=2.0), "num_heads: expected a divisor"),
@@ -194,6 +201,8 @@ def test_a_part_that_does_not_fit_is_named_when_the_block_is_built(call, message
         (lambda: SpatialMambaBlock(DIM, channels_first=True)(x()), "built with channels_first=True"),
         (lambda: MambaMixer(16)(torch.randn(2, 3, 16), torch.randn(2, 4)), "cond: expected None"),
         (lambda: MambaMixer(16)(torch.ones(2, 3, 16, dtype=torch.int64)), "x: .*floating"),
+        (lambda: MambaMixer(16)(torch.randn(2, 4, 16), grid=(2, 2)), "grid: expected None without a ScanOrder"),
+        (lambda: MambaMixer(16)(torch.randn(2, 4, 16), order=scan_order("snake"), grid=(2, 3)), "grid: expected .*= 4"),
         (lambda: MambaMixer(16)(torch.randn(2, 3, 16), order=[2, 0, 1]), "order: .*got list"),
     ],
 )

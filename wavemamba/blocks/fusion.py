@@ -27,7 +27,7 @@ class SpatialFrequencyFusion(MapBlock):
 
     Args:
         dim: width C of the result, even.
-        num_heads: a divisor of C / 2, without effect in "linear"; None: the largest one up to 8.
+        num_heads: a divisor of C / 2; None: the largest one up to 8, and none in "linear".
         mode: "cross", "swap_k" or "linear".
         channels_first: take two maps (B, C / 2, H, W) and return (B, C, H, W).
 
@@ -49,6 +49,8 @@ class SpatialFrequencyFusion(MapBlock):
         self.mode = cast(FusionMode, choose("mode", mode, FUSION_MODES))
         if dim % 2:
             raise ConfigError(f"dim: expected an even width, got {dim}")
+        if self.mode == "linear" and num_heads is not None:
+            raise ConfigError(f"num_heads: expected None with mode='linear', which has no attention, got {num_heads!r}")
         self.num_heads = default_heads(dim // 2, 8) if num_heads is None else num_heads
         self.proj = nn.Linear(dim, dim)
         if self.mode != "linear":

@@ -77,6 +77,10 @@ class WaveletMambaBlock(MapBlock):
                 "transform: expected a FrequencyTransform or the name of one, got "
                 f"{type(transform).__name__}; see frequency_transform"
             )
+        if self.transform is transform and levels != 2:
+            raise ConfigError(
+                f"levels: expected it in the transform {transform}, got {levels!r} beside it; leave it out"
+            )
         self.scan = subband_scan(self.transform) if scan is None else expect_scan(scan)
         self.step = GatedMamba(dim, cond_dim, mixer, norm)
 

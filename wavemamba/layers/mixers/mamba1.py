@@ -210,7 +210,7 @@ class MambaMixer(nn.Module):
             ConfigError: the mixer has two directions.
         """
         self._expect_meaning(None, True, None)
-        like = next(self.directions[0].parameters(recurse=False))
+        like = next(parameter for parameter in self.directions.parameters() if parameter.is_floating_point())
         dtype, device = dtype or like.dtype, device or like.device
         ssm = torch.zeros(batch, self.inner, self.d_state, dtype=accumulation_dtype(dtype), device=device)
         context = self._conv_context(cond, None, ssm)
@@ -289,12 +289,12 @@ class MambaMixer(nn.Module):
 
 
 def _resolve_order(order: Tensor | ScanOrder | None, grid: tuple[int, int] | None, x: Tensor) -> Tensor | None:
+    scan = order if isinstance(order, ScanOrder) else None
+    if (grid is None) != (scan is None) or (grid is not None and math.prod(grid) != x.shape[1]):
+        wanted = "None without a ScanOrder" if scan is None else f"(H, W) with H * W = {x.shape[1]} for {scan}"
+        raise ShapeError(f"grid: expected {wanted}, got {grid}; pass the grid of the tokens with a ScanOrder")
     if order is None or isinstance(order, Tensor):
         return order
-    if not isinstance(order, ScanOrder):
+    if scan is None or grid is None:
         raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
-    if grid is None or grid[0] * grid[1] != x.shape[1]:
-        raise ShapeError(
-            f"grid: expected (H, W) with H * W = {x.shape[1]} for {order}, got {grid}; pass the grid of the tokens"
-        )
-    return None if order.is_identity else order.permutation(*grid, device=x.device)
+    return None if scan.is_identity else scan.permutation(*grid, device=x.device)

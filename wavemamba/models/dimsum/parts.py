@@ -73,7 +73,8 @@ def make_fusion(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     """What fuses the two branches: two maps of width C / 2 to one of width C."""
     if own := registered_part("fusion", config.fusion):
         return own(config, spec)
-    return SpatialFrequencyFusion(config.dim, config.fusion_heads, mode=config.fusion)  # type: ignore[arg-type]  # checked by the configuration
+    heads = None if config.fusion == "linear" else config.fusion_heads
+    return SpatialFrequencyFusion(config.dim, heads, mode=config.fusion)  # type: ignore[arg-type]  # checked by the configuration
 
 
 def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
