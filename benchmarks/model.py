@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wavemamba
 import wavemamba.layers.mixers.mamba1 as mixer_module
 from wavemamba.ops import warm_up
-from wavemamba.scans.order import invert_permutation
+from wavemamba.scans import invert_permutation
 
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -37,6 +37,7 @@ from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.data import Digits
 from wavemamba.files import write_atomically
+from wavemamba.sampling import image_grid
 from wavemamba.seeds import derive_seed
 
 STEPS = 1000
@@ -118,7 +119,7 @@ def draw_denoising(sampler: Sampler, path: Path, seed: int) -> None:
     kept = [frames[i] for i in np.linspace(0, len(frames) - 1, 11).round().astype(int)]
     images = torch.stack([x for _, x in kept], dim=1).flatten(0, 1)
     labels = [f"t={time:.1f}" for time, _ in kept]
-    grid = wt.image_grid(images, len(kept), row_labels=sampler.classes, column_labels=labels, tile=48)
+    grid = image_grid(images, len(kept), row_labels=sampler.classes, column_labels=labels, tile=48)
     grid.save(path, optimize=True)
 
 
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows = images[:120].unflatten(0, (-1, 10)).transpose(0, 1).flatten(0, 1)
-    wt.image_grid(rows, len(rows) // 10, row_labels=sampler.classes, tile=40).save(out / "samples.png", optimize=True)
+    image_grid(rows, len(rows) // 10, row_labels=sampler.classes, tile=40).save(out / "samples.png", optimize=True)
     draw_loss(log, out / "training.png")
     draw_denoising(sampler, out / "denoising.png", args.seed)
     final = [row["loss"] for row in log if "loss" in row][-5:]

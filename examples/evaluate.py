@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wavemamba import BackendUnavailable, CheckpointError, ConfigError, WavemambaError
-from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.data import ImageFolder, PictureView
 from wavemamba.errors import DataError
 from wavemamba.files import write_atomically
+from wavemamba.sampling import to_uint8
 from wavemamba.seeds import derive_seed
 
 Features = dict[str, Tensor]
@@ -138,7 +138,7 @@ class Evaluation:
                     f"{title}: expected images of 1 or 3 channels, got {images.shape[1]}; a model of latents needs "
                     "--autoencoder"
                 )
-            for name, values in self.extractor(wt.to_uint8(images).to(self.device)).items():
+            for name, values in self.extractor(to_uint8(images).to(self.device)).items():
                 found.setdefault(name, []).append(values.float().cpu())
             numbers += which
             bar.update(len(which) * self.accelerator.num_processes)

@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wavemamba import CheckpointError, DiMSUM, WavemambaError
-from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, device, number
 from wavemamba.diffusion import (
     GUIDANCE_SCHEDULES,
@@ -37,6 +36,7 @@ from wavemamba.diffusion import (
 )
 from wavemamba.errors import ConfigError
 from wavemamba.files import write_atomically
+from wavemamba.sampling import image_grid, to_uint8
 from wavemamba.seeds import derive_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -221,7 +221,7 @@ def build_parser() -> RecipeParser:
 
 def write_images(images: Tensor, labels: Sequence[int], classes: Sequence[str], folder: Path) -> None:
     """Write `folder/CLASS/00000.png` and so on; images (n, c, h, w) in [-1, 1]."""
-    for i, (pixels, label) in enumerate(zip(wt.to_uint8(images), labels, strict=True)):
+    for i, (pixels, label) in enumerate(zip(to_uint8(images), labels, strict=True)):
         target = folder / classes[label].replace("/", "_")
         target.mkdir(parents=True, exist_ok=True)
         array = pixels.permute(1, 2, 0).numpy()
@@ -243,14 +243,14 @@ def main(arguments: list[str] | None = None) -> int:
         labels = [number for number in numbers for _ in range(args.per_class)]
         images, calls = sampler.draw_batches(labels, args.seed, args.batch_size, "sampling")
         names = [sampler.classes[number] for number in numbers]
-        wt.image_grid(images, args.per_class, row_labels=names, tile=args.tile).save(out, optimize=True)
+        image_grid(images, args.per_class, row_labels=names, tile=args.tile).save(out, optimize=True)
         about = {**sampler.describe(), "nfe": calls, "seed": args.seed, "model": args.model, "classes": names,
                  "per_class": args.per_class}  # fmt: skip
         write_atomically(out.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
         if args.npz:
             import numpy as np
 
-            np.savez_compressed(args.npz, images=wt.to_uint8(images).permute(0, 2, 3, 1).numpy(), labels=labels)
+            np.savez_compressed(args.npz, images=to_uint8(images).permute(0, 2, 3, 1).numpy(), labels=labels)
         if args.png_folder:
             write_images(images, labels, sampler.classes, Path(args.png_folder))
     except (WavemambaError, OSError) as error:

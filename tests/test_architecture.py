@@ -16,6 +16,7 @@ FLOORS = (
     ("layers",),
     ("blocks",),
     ("models", "diffusion", "data"),
+    ("sampling",),
     ("training", "integrations", "compat"),
     ("commands",),
     ("train", "encode"),

@@ -12,8 +12,9 @@ from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, S
 from wavemamba.integrations.timm import register_in_timm
 from wavemamba.layers import MambaMixer
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
+from wavemamba.sampling import Sampler
 from wavemamba.scans import ScanOrder, register_scan_order, scan_order
-from wavemamba.transforms import frequency_transform
+from wavemamba.transforms import frequency_transform, register_transform
 from wavemamba.version import __version__
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DiMSUMBlock",
     "DiMSUMConfig",
     "MambaMixer",
+    "Sampler",
     "ScanOrder",
     "ShapeError",
     "SharedAttention",
@@ -39,6 +41,7 @@ __all__ = [
     "ops",
     "register_model",
     "register_scan_order",
+    "register_transform",
     "scan_order",
 ]
 

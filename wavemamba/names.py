@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 
 from wavemamba.errors import ConfigError
 
+_MOST_LISTED = 16
+
 
 def choose(what: str, name: str | None, choices: Iterable[str]) -> str:
     """Return the choice that `name` spells, whatever its case, its hyphens and its underscores.
@@ -25,7 +27,9 @@ def choose(what: str, name: str | None, choices: Iterable[str]) -> str:
         return table[wanted]
     near = nearest(wanted, table.values())
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{what}: expected one of {', '.join(map(repr, table.values()))}, got {name!r}{hint}")
+    listed = [*table.values()][:_MOST_LISTED]
+    more = f" (and {len(table) - len(listed)} more)" if len(table) > len(listed) else ""
+    raise ConfigError(f"{what}: expected one of {', '.join(map(repr, listed))}{more}, got {name!r}{hint}")
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:

@@ -96,7 +96,6 @@ def test_second_derivative_is_refused(device):
         gradient.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_function_transforms(block, x, device):
     _, expected, *_ = gradients(block, x)
     gradient = torch.func.grad(lambda x: block(x).square().sum())(x)

@@ -4,8 +4,18 @@ import pytest
 import torch
 from data.made import Counting, CountingStream, write_images, write_shards
 
-from wavemamba.data import Digits, ImageFolder, TarShards, open_source, opening, register_source
+from wavemamba.data import (
+    Digits,
+    ImageFolder,
+    TarShards,
+    encode_source,
+    hold_out,
+    open_source,
+    opening,
+    register_source,
+)
 from wavemamba.errors import ConfigError, DataError
+from wavemamba.seeds import generator_for
 
 
 @pytest.fixture
@@ -38,11 +48,11 @@ def test_the_kind_is_what_lies_there(tmp_path):
 def test_two_kinds_in_one_folder_are_not_chosen_from(tmp_path):
     write_images(tmp_path / "both", 1)
     write_shards(tmp_path / "both", [2])
-    with pytest.raises(DataError, match=r"folder of images.*and.*tar shards.*kind='images' or kind='webdataset'"):
+    with pytest.raises(DataError, match=r"found a folder of .* and a folder of .*kind='\w+' or kind="):
         open_source(tmp_path / "both")
     assert isinstance(open_source(tmp_path / "both", kind="webdataset"), TarShards)
     (tmp_path / "both" / "index.json").write_text("{}")
-    with pytest.raises(DataError, match="and a folder of latent shards"):
+    with pytest.raises(DataError, match=r"a folder of latent shards.* and .*folder of images"):
         open_source(tmp_path / "both")
 
 
@@ -110,3 +120,50 @@ def test_streams_are_not_verified(registry):
     register_source("streamed", lambda what, *, view: CountingStream([3]))
     with pytest.raises(ConfigError, match="verify: expected it off for streamed data"):
         open_source("streamed:", verify=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", ""])
+def test_a_path_that_cannot_be_is_named(name):
+    with pytest.raises(DataError, match="expected"):
+        open_source(name)
+
+
+@pytest.mark.parametrize("kind", ["digits", "images", "webdataset", "latents", "huggingface"])
+def test_examples_do_not_depend_on_global_defaults(tmp_path, kind):
+    source = make(kind, tmp_path)
+    seen = [source.example(1, generator_for(k)) for k in range(3)]
+    order = source.epoch_order(generator_for(0))
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        source = make(kind, tmp_path)
+        for k, (pixels, label) in enumerate(seen):
+            again, same = source.example(1, generator_for(k))
+            assert (again.dtype, again.device.type, same) == (torch.float32, "cpu", label)
+            assert torch.equal(again, pixels)
+        assert torch.equal(source.epoch_order(generator_for(0)), order)
+        assert hold_out(source, 0.3, seed=0)[1].example(0)[0].device.type == "cpu"
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+
+
+def make(kind, folder):
+    """A source of a kind with all that draws from the generator, made once in a folder."""
+    there = folder / kind
+    if kind == "digits":
+        return open_source("digits")
+    if kind == "images":
+        return open_source(there if there.exists() else write_images(there, 3), size=8, mirror=True)
+    if kind == "webdataset":
+        return open_source(there if there.exists() else write_shards(there, [4, 3]), size=8, mirror=True)
+    if kind == "latents":
+        if not there.exists():
+            encode_source(make("images", folder), there, lambda x: (x, x.abs()), {"shape": [3, 8, 8]}, mirror=True)
+        return open_source(there, mirror=True)
+    if not there.exists():
+        datasets = pytest.importorskip("datasets")
+        rows = {"image": [[[n] * 8] * 8 for n in range(6)], "label": list("ababab")}
+        datasets.Dataset.from_dict(rows).save_to_disk(there)
+    return open_source(there, size=8, mirror=True)

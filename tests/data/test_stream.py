@@ -8,6 +8,7 @@ import torch
 from data.made import Counting, CountingStream
 
 from wavemamba.data import Batches, Digits, ExampleStream, StepBatches, hold_out, open_source, slices_of_batch
+from wavemamba.data.ahead import read_ahead
 from wavemamba.data.lanes import Lanes
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import derive_seed
@@ -200,3 +201,30 @@ def test_workers_leave_signals_to_the_parent():
             return torch.full((1, 1, 1), float(all(ignored))), 0
 
     assert all(v == 1 for x, _ in seen(Handlers(12), 0, 1, workers=1) for v in x)
+
+
+def test_reading_ahead_keeps_order_stops_when_unwanted_and_hands_errors_on():
+    import threading
+
+    made = []
+
+    def items():
+        for number in itertools.count():
+            made.append(number)
+            if number == 20:
+                raise DataError("the network is gone")
+            yield number
+
+    ahead = read_ahead(items(), 3)
+    assert made == []
+    assert list(itertools.islice(ahead, 5)) == [0, 1, 2, 3, 4]
+    assert len(made) <= 5 + 3 + 1
+    ahead.close()
+    for thread in [thread for thread in threading.enumerate() if thread.name == "read ahead"]:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+    again = read_ahead(items(), 3)
+    assert list(itertools.islice(again, 20)) == list(range(20))
+    with pytest.raises(DataError, match="the network is gone"):
+        next(again)
+    assert list(read_ahead(iter("abc"), 1)) == ["a", "b", "c"]

@@ -10,8 +10,8 @@ from examples.tiny_runs import SmallFeatures
 from PIL import Image
 
 from wavemamba.data import Digits, LatentShards
+from wavemamba.sampling import to_uint8
 from wavemamba.seeds import derive_seed
-from wavemamba.training import to_uint8
 
 
 @pytest.fixture(scope="module")

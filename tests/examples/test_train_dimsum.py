@@ -328,7 +328,7 @@ def test_two_processes_train_and_judge_as_one(tmp_path, trained):
     from examples.tiny_runs import SmallFeatures, evaluate_options, train_options
 
     from wavemamba.data import Digits
-    from wavemamba.training import to_uint8
+    from wavemamba.sampling import to_uint8
 
     images = tmp_path / "images"
     images.mkdir()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from wavemamba.errors import CheckpointError, ConfigError, ShapeError
-from wavemamba.training import RunLog, StopSignal, image_grid, learning_rate_factor, read_log, to_uint8
+from wavemamba.sampling import image_grid, to_uint8
+from wavemamba.training import RunLog, StopSignal, learning_rate_factor, read_log
 from wavemamba.training.checkpoint_files import check_same_files
 from wavemamba.training.stopping import check_same_settings
 

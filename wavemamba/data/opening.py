@@ -90,6 +90,8 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
     """
     kinds = {found.name: found for found in source_kinds()}
     text = str(data)
+    if not text:
+        raise DataError("data: expected a name or a path, got ''; '.' is the folder that the command was started in")
     prefix, colon, rest = text.partition(":")
     if kind is not None:
         chosen, what = kinds[choose("kind", kind, kinds)], text
@@ -120,7 +122,10 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
 
 def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
     path = Path(text)
-    claiming = [kind for kind in kinds.values() if kind.claims(path)]
+    try:
+        claiming, exists = [kind for kind in kinds.values() if kind.claims(path)], path.exists()
+    except (OSError, ValueError) as error:  # a name that cannot be, a folder that may not be read
+        raise DataError(f"{shown(path)}: expected a path that can be looked at ({error})") from error
     if len(claiming) == 1:
         return claiming[0]
     if claiming:
@@ -128,6 +133,5 @@ def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:
         words = " or ".join(f"kind={kind.name!r}" for kind in claiming)
         raise DataError(f"{shown(path)}: expected one kind of data, found {found}; say which with {words}")
     about = "; ".join(kind.about for kind in kinds.values())
-    if not path.exists():
-        raise DataError(f"{shown(path)}: expected data ({about}), there is none; check the path")
-    raise DataError(f"{shown(path)}: expected data ({about}), found none of them there")
+    there = "found none of them there" if exists else "there is none; check the path"
+    raise DataError(f"{shown(path)}: expected data ({about}), {there}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wavemamba.data.ahead import read_ahead
 from wavemamba.data.lanes import Lanes
 from wavemamba.data.source import ExampleSource, Source, StreamedSource
 from wavemamba.errors import ConfigError, DataError
@@ -100,7 +102,8 @@ def slices_of_batch(batch_size: int, *, rank: int, processes: int, accumulate: i
 class _StreamedRows(Sampler[list[tuple[int, Any]]]):
     """What `StepBatches` gives for a streamed source: beside every example's number its undecoded row.
 
-    The rows are read here, in the one process that hands out work; its loader workers decode them.
+    The rows are read here, by a thread of the process that hands out work, two steps ahead; its loader workers decode
+    them.
     """
 
     def __init__(self, source: StreamedSource, seed: int, numbers: StepBatches) -> None:
@@ -111,7 +114,9 @@ class _StreamedRows(Sampler[list[tuple[int, Any]]]):
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
-        rows = self.lanes.steps(self.numbers.steps.start, self.numbers.slices)
+        parts = len(self.numbers.slices)
+        steps = self.lanes.steps(self.numbers.steps.start, self.numbers.slices)
+        rows = read_ahead(itertools.islice(steps, len(self)), 2 * parts)
         for batch in self.numbers:
             yield list(zip(batch, next(rows), strict=True))
 

@@ -91,7 +91,7 @@ def _fault(order: Tensor) -> str:
     order = order.detach().long()
     inside = (order >= 0) & (order < length)
     visits = torch.zeros(length, dtype=torch.bool, device=order.device)
-    visits[order.clamp(0, max(length - 1, 0))] = True
+    visits.index_fill_(0, order.clamp(0, max(length - 1, 0)), True)  # plain indexing takes a hundred times as long
     if bool((inside & visits).all()):
         return ""
     if not bool(inside.all()):

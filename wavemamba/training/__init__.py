@@ -4,7 +4,6 @@ from wavemamba.training.callbacks import Callback, Outcome
 from wavemamba.training.checkpoint_files import Checkpoints, DamagedCheckpointWarning, read_checkpoint
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import held_out_loss
-from wavemamba.training.grids import image_grid, to_uint8
 from wavemamba.training.log import RunLog, read_log
 from wavemamba.training.parts import Batch
 from wavemamba.training.progress import Progress
@@ -31,9 +30,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "held_out_loss",
-    "image_grid",
     "learning_rate_factor",
     "read_checkpoint",
     "read_log",
-    "to_uint8",
 ]

@@ -8,8 +8,8 @@ import torch
 
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, sample_noise, sample_ode
 from wavemamba.errors import ConfigError
+from wavemamba.sampling.grids import image_grid
 from wavemamba.training.callbacks import Callback, Outcome
-from wavemamba.training.grids import image_grid
 from wavemamba.training.trackers import Trackers
 from wavemamba.training.writing import writing
 

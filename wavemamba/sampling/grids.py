@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from wavemamba.errors import ShapeError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] as bytes, rounded and clipped."""
     return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """A picture of bytes (c, h, w) for Pillow: grey, or its first three channels."""
+    from PIL import Image
+
+    if len(pixels) < 3:
+        return Image.fromarray(pixels[0].numpy())
+    return Image.fromarray(np.ascontiguousarray(pixels[:3].permute(1, 2, 0).numpy()))
 
 
 def image_grid(
@@ -39,9 +51,11 @@ def image_grid(
     Raises:
         ShapeError: not a batch of images.
     """
+    from PIL import Image, ImageDraw, ImageFont
+
     if images.ndim != 4 or not len(images):
         raise ShapeError(f"images: expected (n, c, h, w) with n >= 1, got {tuple(images.shape)}")
-    shown = to_uint8(images[:, :3] if images.shape[1] >= 3 else images[:, :1])
+    shown = to_uint8(images)
     factor = max(1, -(-tile // max(shown.shape[2:])))
     height, width = (int(side) * factor for side in shown.shape[2:])
     rows = -(-len(shown) // columns)
@@ -55,8 +69,7 @@ def image_grid(
     draw = ImageDraw.Draw(canvas)
     for index, pixels in enumerate(shown):
         row, column = divmod(index, columns)
-        array = np.asarray(pixels.permute(1, 2, 0).squeeze(-1) if len(pixels) == 1 else pixels.permute(1, 2, 0))
-        picture = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+        picture = picture_of(pixels).resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(picture.convert("RGB"), (left + gap + column * (width + gap), top + gap + row * (height + gap)))
     for row, label in enumerate(row_labels):
         draw.text((left - 6, top + gap + (row + 0.5) * (height + gap)), label, "black", font, anchor="rm")

@@ -1,0 +1,293 @@
+"""A model with everything that it takes to draw pictures from it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wavemamba.checks import expect_count
+from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Objective, Progress, sample_noise
+from wavemamba.diffusion.report import Callback
+from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
+from wavemamba.names import check_names, choose
+from wavemamba.sampling.pictures import Pictures
+from wavemamba.sampling.progress import progress_bar
+from wavemamba.sampling.record import machine, plain_objective, weights_digest
+from wavemamba.sampling.settings import Settings
+
+DECODED_AT_ONCE = 8
+
+
+class Sampler:
+    """Draws pictures from a diffusion model.
+
+        sampler = Sampler.from_pretrained("runs/digits/model")
+        pictures = sampler(classes=[3, 8], seeds=[0, 1], guidance=1.5, solver="heun", steps=25)
+        pictures.grid().save("digits.png")
+
+    A picture depends on its own seed and class alone, not on the others that are drawn with it, up to the rounding of
+    the model. The model is in evaluation mode while it is sampled, and afterwards as it was.
+
+    Args:
+        model: a diffusion model, see `wavemamba.models.DiffusionModel` for what is read of it.
+        objective: path and prediction that it was trained for; None: what `model.trained_for` says.
+        autoencoder: decodes latents: an `Autoencoder`, a folder or a hub id; None: what `model.trained_for` says.
+        source: where the model comes from, for the record.
+        revision: of the source, for the record.
+
+    Raises:
+        ConfigError: nobody says what the model was trained for, or the autoencoder has latents of other channels.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        objective: Objective | None = None,
+        *,
+        autoencoder: Autoencoder | str | os.PathLike[str] | None = None,
+        source: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: expected a diffusion model, got {type(model).__name__}")
+        trained_for: TrainedFor = getattr(model, "trained_for", TrainedFor())
+        if objective is None:
+            if trained_for.objective is None:
+                raise ConfigError(
+                    f"objective: expected one, as {source or type(model).__name__} does not say what it was trained "
+                    "for; pass objective=Objective(path, prediction)"
+                )
+            objective = Objective.from_dict(trained_for.objective)
+        if not isinstance(objective, Objective):
+            raise ConfigError(f"objective: expected an Objective(path, prediction), got {objective!r}")
+        first, last = getattr(model, "time_range", (0.0, 1.0))
+        if not first <= objective.sample_interval.start < objective.sample_interval.end <= last:
+            raise ConfigError(
+                f"objective: expected times within the model's {first, last}, got {tuple(objective.sample_interval)}"
+            )
+        self.model, self.objective, self.source, self.revision = model, objective, source, revision
+        self.class_names = trained_for.class_names or tuple(map(str, range(model.num_classes)))
+        chosen = trained_for.autoencoder if autoencoder is None else autoencoder
+        self.autoencoder_source = None if isinstance(chosen, Autoencoder) or chosen is None else str(chosen)
+        if chosen is not None and not isinstance(chosen, Autoencoder):
+            chosen = Autoencoder.from_pretrained(os.fspath(chosen), device=self.device)
+        if chosen is not None and chosen.latent_channels != model.in_chans:
+            raise ConfigError(
+                f"autoencoder: expected latents of {model.in_chans} channels, as the model has, got "
+                f"{chosen.latent_channels}; pass the autoencoder that the model was trained with"
+            )
+        self.autoencoder = chosen
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        autoencoder: Autoencoder | str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        objective: Objective | None = None,
+        **parts: Callable[..., nn.Module],
+    ) -> Sampler:
+        """A sampler of a saved model of any family.
+
+        Args:
+            folder_or_hub_id: what `save_pretrained` wrote, or a repository on the Hugging Face hub.
+            device: where to sample; None: the CPU.
+            dtype: of the model; solvers keep their state in float32 at least. None: as it was saved.
+            autoencoder: see `Sampler`.
+            revision: commit, tag or branch of the hub's repository; a commit's hash pins what is loaded.
+            objective: see `Sampler`.
+            **parts: what the folder says that the model needs, for example `make_block`.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            ConfigError: see `Sampler`.
+        """
+        model = load_pretrained(folder_or_hub_id, dtype=dtype, device=device, revision=revision, **parts)
+        if not isinstance(model, DiffusionModel):
+            raise ConfigError(
+                f"{os.fspath(folder_or_hub_id)}: expected a diffusion model, got the family {model.family!r}"
+            )
+        return cls(model, objective, autoencoder=autoencoder, source=os.fspath(folder_or_hub_id), revision=revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so where its input goes."""
+        return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype, and so that of its input."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    def latent_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of what the model draws for pictures of `size`, (H, W) in pixels; None: the model's own size.
+
+        Raises:
+            ConfigError: the size is no whole number of pixels.
+            ShapeError: it is not divisible by the autoencoder's downsampling.
+        """
+        if size is None:
+            return (self.model.in_chans, *self.model.img_size)
+        pair = size if isinstance(size, Sequence) else (size, size)
+        if len(pair) != 2:
+            raise ConfigError(f"size: expected a side or (height, width), got {size!r}")
+        height, width = (expect_count("size", side, 1) for side in pair)
+        if self.autoencoder is not None:
+            return self.autoencoder.latent_shape(height, width)
+        return self.model.in_chans, height, width
+
+    def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> Tensor:
+        """Where the samples of these seeds start: (n, C, h, w)."""
+        return sample_noise((len(seeds), *self.latent_shape(size)), seeds=seeds, device=self.device, dtype=self.dtype)
+
+    def class_ids(self, classes: Sequence[int | str] | int | str | None) -> list[int]:
+        """Ids of classes that are given by name or id.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        known, null = self.model.num_classes, self.model.null_class
+        ids = []
+        for wanted in [classes] if isinstance(classes, int | str) else (classes or []):
+            if isinstance(wanted, str) and not (wanted.isdigit() and wanted not in self.class_names):
+                ids.append(self.class_names.index(choose("class", wanted, self.class_names)))
+                continue
+            number = expect_count("classes", int(wanted) if isinstance(wanted, str) else wanted)
+            if number >= known and number != null:
+                shown = ", ".join(self.class_names[:20]) + (", ..." if known > 20 else "")
+                raise ConfigError(f"classes: expected names or ids below {known}, got {wanted!r}; there are {shown}")
+            ids.append(number)
+        return ids
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes: Sequence[int | str] | int | str | None = None,
+        seeds: Sequence[int] | int | None = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        settings: Settings | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+        decode: bool = True,
+        callback: Callback | None = None,
+        **changes: Any,
+    ) -> Pictures:
+        """Draw pictures.
+
+        Args:
+            classes: ids or names, one a picture; one alone is that of all pictures. None where the model knows no
+                classes.
+            seeds: one a picture; None: 0, 1, 2, ... for the classes.
+            size: side, or (height, width), of the pictures in pixels; None: what the model was made for.
+            settings: how to sample; None: the defaults of `Settings`.
+            batch_size: pictures at once; does not change them.
+            progress: show a bar on a terminal, where tqdm is installed.
+            decode: latents to pixels, where there is an autoencoder.
+            callback: called with a `Progress` after every step of every batch.
+            **changes: fields of `Settings`: `guidance=1.5, solver="heun", steps=25`.
+
+        Raises:
+            ConfigError: an unknown class or option, or not one seed for each class.
+            SolverError: the solver cannot go on, or its result is not finite.
+        """
+        check_names(changes, [field.name for field in dataclasses.fields(Settings)], "option of a sampler")
+        how = dataclasses.replace(settings or Settings(), **changes)
+        ids, numbers = self._pairs(classes, seeds)
+        shape, many = self.latent_shape(size), 1 if how.alone else expect_count("batch_size", batch_size, 1)
+        call, scale = self._guided(how, bool(ids))
+        drawn, evaluations = [], 0
+        with _evaluating(self.model), progress_bar(len(numbers), progress) as show:
+            for start in range(0, len(numbers), many):
+                part = numbers[start : start + many]
+                y = torch.tensor(ids[start : start + many], device=self.device) if ids else None
+                noise = sample_noise((len(part), *shape), seeds=part, device=self.device, dtype=self.dtype)
+
+                def step(at: Progress, start: int = start, count: int = len(part)) -> None:
+                    show(start + count * min(1.0, at.time))
+                    if callback is not None:
+                        callback(at)
+
+                sample, info = how.draw(call, noise, self.objective, y, part, step)
+                drawn.append(self._decoded(sample) if decode else sample.float().cpu())
+                evaluations += info.nfe
+        images = torch.cat(drawn)
+        names = tuple(self.class_names[i] if i < len(self.class_names) else "any" for i in ids)
+        record = {
+            "model": self.source or type(self.model).__name__,
+            "revision": self.revision,
+            "family": getattr(self.model, "family", type(self.model).__name__),
+            "weights_sha256": weights_digest(self.model),
+            "objective": plain_objective(self.objective),
+            "autoencoder": self.autoencoder_source if decode else None,
+            "settings": how.to_dict(scale),
+            "seeds": numbers,
+            "classes": ids or None,
+            "class_names": list(names),
+            "size": list(images.shape[2:]),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "evaluations": evaluations,
+            **machine(self.device),
+        }
+        return Pictures(images, names, record)
+
+    def _pairs(
+        self, classes: Sequence[int | str] | int | str | None, seeds: Sequence[int] | int | None
+    ) -> tuple[list[int], list[int]]:
+        if classes is not None and not self.model.num_classes:
+            raise ConfigError(f"classes: expected None, as the model knows no classes, got {classes!r}")
+        ids = self.class_ids(classes)
+        if not ids and self.model.num_classes:
+            raise ConfigError(f"classes: expected names or ids of {self.model.num_classes} classes, got {classes!r}")
+        given = [seeds] if isinstance(seeds, int) else range(max(1, len(ids))) if seeds is None else seeds
+        numbers = [expect_count("seeds", seed, -(2**63)) for seed in given]
+        if len(ids) == 1:
+            ids = ids * len(numbers)
+        if not numbers or (ids and len(ids) != len(numbers)):
+            raise ShapeError(f"seeds: expected one for each of {max(1, len(ids))} classes, got {len(numbers)}")
+        return ids, numbers
+
+    def _guided(self, how: Settings, labelled: bool) -> tuple[Any, float]:
+        able = labelled and self.model.null_class is not None
+        scale = (1.5 if able else 1.0) if how.guidance is None else float(how.guidance)
+        if scale == 1:
+            return self.model, 1.0
+        if not labelled:
+            raise ConfigError(f"guidance: expected 1 or None, as the model knows no classes, got {how.guidance}")
+        return (
+            ClassifierFreeGuidance(
+                self.model,
+                scale,
+                interval=how.guidance_interval,
+                schedule=how.guidance_schedule,
+                power=how.guidance_power,
+            ),
+            scale,
+        )
+
+    def _decoded(self, sample: Tensor) -> Tensor:
+        if self.autoencoder is None:
+            return sample.float().cpu()
+        return torch.cat([self.autoencoder.decode(some).float().cpu() for some in sample.split(DECODED_AT_ONCE)])
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and every module as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
