@@ -56,6 +56,36 @@ def test_factors_can_be_given_and_have_defaults(folder: str) -> None:
         Autoencoder(tiny(), scaling_factor=0.0)
 
 
+def test_mean_and_deviation_of_each_channel_are_used(tmp_path) -> None:
+    mean, std = [0.1, -0.2, 0.3, 0.4], [0.5, 2.0, 3.0, 0.25]
+    raw = tiny(scaling_factor=0.7, latents_mean=mean, latents_std=std).eval()
+    raw.save_pretrained(tmp_path)
+    autoencoder = Autoencoder.from_pretrained(tmp_path)
+    with torch.no_grad():
+        z = raw.encode(IMAGES).latent_dist
+        shown = raw.decode(z.mean).sample
+    by_channel = [torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std)]
+    posterior = autoencoder.posterior(IMAGES)
+    torch.testing.assert_close(posterior.mean, (z.mean - by_channel[0]) * 0.7 / by_channel[1])
+    torch.testing.assert_close(posterior.std, z.std * 0.7 / by_channel[1])
+    torch.testing.assert_close(autoencoder.decode(posterior.mean), shown, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"latents_mean": [0.0] * 4}, "both or neither"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean: expected 4 numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "shift_factor"),
+        ({"scaling_factor": float("nan")}, "scaling_factor"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told(config: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Autoencoder(tiny(**config))
+
+
 def test_sampling_is_reproducible_sample_by_sample(folder: str) -> None:
     autoencoder = Autoencoder.from_pretrained(folder)
     together = autoencoder.encode(IMAGES, generator=[5, 6, 7])

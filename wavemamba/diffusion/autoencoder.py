@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wavemamba.checks import expect_number
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError
 
@@ -29,7 +30,10 @@ class LatentPosterior(NamedTuple):
 
 
 class Autoencoder:
-    """A frozen autoencoder: `latent = (z - shift) * scale` and back.
+    """A frozen autoencoder with latents of about unit variance: `latent = (z - shift) * scale` and back.
+
+    Where the config of its model has `latents_mean` and `latents_std`, one number a channel, it is
+    `latent = (z - mean) * scale / std`.
 
     Args:
         model: a `diffusers.AutoencoderKL`, or whatever has its `encode`, `decode` and `config`; put into evaluation
@@ -38,22 +42,46 @@ class Autoencoder:
         shift_factor: `shift`; None: the model's config, 0 where that has none.
 
     Raises:
-        ConfigError: there is no scaling factor, or it is not positive.
+        ConfigError: there is no scaling factor, a number is out of range, or there are both a shift and a mean.
     """
 
     def __init__(
         self, model: nn.Module, *, scaling_factor: float | None = None, shift_factor: float | None = None
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
         config: Any = model.config
         scale = getattr(config, "scaling_factor", None) if scaling_factor is None else scaling_factor
         shift = getattr(config, "shift_factor", None) if shift_factor is None else shift_factor
-        if scale is None or not scale > 0:
-            raise ConfigError(f"scaling_factor: expected > 0, got {scale}; pass scaling_factor=, 0.18215 for sd-vae")
-        self.scaling_factor = float(scale)
-        self.shift_factor = float(shift or 0.0)
+        self.scaling_factor = expect_number("scaling_factor", scale, above=0, remedy="0.18215 is sd-vae's")
+        self.shift_factor = expect_number("shift_factor", 0.0 if shift is None else shift)
         self.latent_channels = int(config.latent_channels)
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        self.latents_mean = self._by_channel("latents_mean", getattr(config, "latents_mean", None))
+        self.latents_std = self._by_channel("latents_std", getattr(config, "latents_std", None))
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise ConfigError("latents_mean and latents_std: expected both or neither in the autoencoder's config")
+        if self.latents_mean is not None and self.shift_factor:
+            raise ConfigError(
+                f"shift_factor: expected none beside latents_mean, got {self.shift_factor}; pass shift_factor=0 to use "
+                "the mean alone"
+            )
+        self.model = model.eval().requires_grad_(False)
+
+    def _by_channel(self, name: str, values: Any) -> tuple[float, ...] | None:
+        if values is None:
+            return None
+        least = {"above": 0.0} if name == "latents_std" else {}
+        numbers = tuple(expect_number(name, value, **least) for value in values)
+        if len(numbers) != self.latent_channels:
+            raise ConfigError(f"{name}: expected {self.latent_channels} numbers, one a channel, got {len(numbers)}")
+        return numbers
+
+    def _shift_and_gain(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What is taken from `z`, and what it is then multiplied by: (1, C, 1, 1) each, beside `like`."""
+        shift = self.latents_mean or (self.shift_factor,) * self.latent_channels
+        std = self.latents_std or (1.0,) * self.latent_channels
+        gain = [self.scaling_factor / one for one in std]
+        first, second = torch.tensor([shift, gain], dtype=like.dtype, device=like.device).view(2, 1, -1, 1, 1)
+        return first, second
 
     @classmethod
     def from_pretrained(
@@ -98,12 +126,12 @@ class Autoencoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
-        return next(self.model.parameters()).dtype
+        return next((p.dtype for p in self.model.parameters()), torch.float32)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Autoencoder:
         """Move and cast the weights; returns itself."""
@@ -137,7 +165,8 @@ class Autoencoder:
         self.latent_shape(images.shape[2], images.shape[3])
         encode: Any = self.model.encode
         z = encode(images.to(self.device, self.dtype)).latent_dist
-        return LatentPosterior((z.mean - self.shift_factor) * self.scaling_factor, z.std * self.scaling_factor)
+        shift, gain = self._shift_and_gain(z.mean)
+        return LatentPosterior((z.mean - shift) * gain, z.std * gain)
 
     def encode(self, images: Tensor, *, generator: RandomSource = None) -> Tensor:
         """Draw scaled latents of images: (B, 3, H, W) in [-1, 1] to (B, C, h, w); see `posterior`."""
@@ -153,5 +182,7 @@ class Autoencoder:
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ShapeError(f"latents: expected (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
         decode: Any = self.model.decode
-        images: Tensor = decode(latents.to(self.device, self.dtype) / self.scaling_factor + self.shift_factor).sample
+        scaled = latents.to(self.device, self.dtype)
+        shift, gain = self._shift_and_gain(scaled)
+        images: Tensor = decode(scaled / gain + shift).sample
         return images
