@@ -10,7 +10,6 @@ The data are the 1,797 real images of 8 x 8 pixels in scikit-learn; nothing is d
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -27,17 +26,16 @@ import numpy as np
 import torch
 import train_dimsum
 from matplotlib import pyplot as plt
-from sample_dimsum import Sampler, SamplingOptions
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from wavemamba import WavemambaError
+from wavemamba import Sampler, WavemambaError
 from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.data import Digits
 from wavemamba.files import write_atomically
-from wavemamba.sampling import image_grid
+from wavemamba.sampling import Pictures, Settings, image_grid
 from wavemamba.seeds import derive_seed
 
 STEPS = 1000
@@ -47,7 +45,9 @@ TRAINING = [
     *("--path=gvp", "--prediction=velocity", "--batch-size=128", "--clip=2", "--ema=0.998"),
     *("--lr=2e-3", "--schedule=cosine", "--warmup=100", "--save-every=500", "--log-every=20"),
 ]
-OPTIONS = SamplingOptions(solver="heun", steps=25, guidance=1.5)
+SETTINGS = Settings(solver="heun", steps=25, guidance=1.5)
+BATCH = 100  # digits drawn at once
+LONG = ("seeds", "classes", "class_names")
 OTHERS = {"euler 25": {"solver": "euler", "steps": 25}, "dopri5": {"solver": "dopri5"}}
 
 
@@ -115,18 +115,21 @@ def draw_denoising(sampler: Sampler, path: Path, seed: int) -> None:
     """Every digit on its way from noise, a row each."""
     seeds = [derive_seed(seed, "denoising", digit) for digit in range(10)]
     frames = [(0.0, sampler.noise(seeds))]
-    sampler.draw(list(range(10)), seeds, callback=lambda at: frames.append((at.time, at.x.clone())))
+    follow = {"callback": lambda at: frames.append((at.time, at.x.clone())), "progress": False}
+    sampler(range(10), seeds, settings=SETTINGS, **follow)
     kept = [frames[i] for i in np.linspace(0, len(frames) - 1, 11).round().astype(int)]
     images = torch.stack([x for _, x in kept], dim=1).flatten(0, 1)
     labels = [f"t={time:.1f}" for time, _ in kept]
-    grid = image_grid(images, len(kept), row_labels=sampler.classes, column_labels=labels, tile=48)
+    grid = image_grid(images, len(kept), row_labels=sampler.class_names, column_labels=labels, tile=48)
     grid.save(path, optimize=True)
 
 
 def measure(sampler: Sampler, judge: Judge, count: int, seed: int) -> tuple[dict, torch.Tensor]:
     """Sample `count` digits, the ten classes in turn, and judge them; then half of them again with other solvers."""
     wanted = [i % 10 for i in range(count)]
-    images, calls = sampler.draw_batches(wanted, seed, 100, "sampling, heun 25")
+    seeds = [derive_seed(seed, "sample", i) for i in range(count)]
+    pictures = sampler(wanted, seeds, settings=SETTINGS, batch_size=BATCH)
+    images = pictures.images
     read = judge.read(images)
     result = {
         "samples": count,
@@ -135,21 +138,29 @@ def measure(sampler: Sampler, judge: Judge, count: int, seed: int) -> tuple[dict
         "judge_accuracy_on_real_test_digits": judge.test_accuracy,
         "frechet_distance": judge.distance(images),
         "frechet_distance_of_two_real_halves": judge.distance_of_halves(),
-        "sampling": {**sampler.describe(), "nfe": calls, "seed": seed},
+        "sampling": {
+            **{name: value for name, value in pictures.record.items() if name not in LONG},
+            "nfe": evaluations(pictures),
+            "seed": seed,
+        },
         "same_noise_other_solvers": {},
     }
-    chosen, some = sampler.options, count // 2
+    some = count // 2
     for name, change in OTHERS.items():
-        sampler.options = dataclasses.replace(chosen, **change)
-        other, calls = sampler.draw_batches(wanted[:some], seed, 100, f"sampling, {name}")
+        others = sampler(wanted[:some], seeds[:some], settings=SETTINGS, batch_size=BATCH, **change)
+        other = others.images
         result["same_noise_other_solvers"][name] = {
             "samples": some,
-            "nfe": calls,
+            "nfe": evaluations(others),
             "accuracy": float((judge.read(other) == wanted[:some]).mean()),
             "read_as_the_same_digit": float((judge.read(other) == read[:some]).mean()),
         }
-    sampler.options = chosen
     return result, images
+
+
+def evaluations(pictures: Pictures) -> float:
+    """Calls of the model for one batch."""
+    return pictures.record["evaluations"] / -(-len(pictures) // BATCH)
 
 
 def build_parser() -> RecipeParser:
@@ -182,13 +193,13 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     trained = time.monotonic() - begun
     try:
-        sampler = Sampler(out / "model", OPTIONS)
+        sampler = Sampler.from_pretrained(out / "model")
         judged, images = measure(sampler, Judge(), args.samples, args.seed)
     except WavemambaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows = images[:120].unflatten(0, (-1, 10)).transpose(0, 1).flatten(0, 1)
-    image_grid(rows, len(rows) // 10, row_labels=sampler.classes, tile=40).save(out / "samples.png", optimize=True)
+    image_grid(rows, len(rows) // 10, row_labels=sampler.class_names, tile=40).save(out / "samples.png", optimize=True)
     draw_loss(log, out / "training.png")
     draw_denoising(sampler, out / "denoising.png", args.seed)
     final = [row["loss"] for row in log if "loss" in row][-5:]

@@ -19,7 +19,7 @@ FLOORS = (
     ("sampling",),
     ("training", "integrations", "compat"),
     ("commands",),
-    ("train", "encode"),
+    ("train", "encode", "sample"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

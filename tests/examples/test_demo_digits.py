@@ -53,7 +53,7 @@ def test_demo_leaves_its_files_and_says_what_falls_short(tmp_path, monkeypatch, 
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 <= metrics["accuracy"] <= 1
     assert metrics["frechet_distance"] > metrics["frechet_distance_of_two_real_halves"] > 0
-    assert {"solver", "steps", "nfe", "guidance", "dtype", "ema", "weights", "seed"} <= metrics["sampling"].keys()
+    assert {"settings", "nfe", "objective", "dtype", "weights_sha256", "seed"} <= metrics["sampling"].keys()
     assert set(metrics["same_noise_other_solvers"]) == {"euler 25", "dopri5"}
     assert all(other["nfe"] > 0 for other in metrics["same_noise_other_solvers"].values())
     before = (run / "model" / "model.safetensors").read_bytes()

@@ -1,7 +1,6 @@
 """Sampling, encoding and evaluation scripts."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 
 from wavemamba.data import Digits, LatentShards
 from wavemamba.sampling import to_uint8
-from wavemamba.seeds import derive_seed
 
 
 @pytest.fixture(scope="module")
@@ -23,72 +21,10 @@ def images(tmp_path_factory):
     return folder
 
 
-def test_samples_a_grid_files_and_their_description(trained, tmp_path):
-    import sample_dimsum
-
-    out = tmp_path / "grid.png"
-    options = ["--classes", "3", "7", "--per-class=4", "--solver=heun", "--steps=3", f"--npz={tmp_path / 'a.npz'}"]
-    folder = f"--png-folder={tmp_path / 'png'}"
-    assert sample_dimsum.main([f"--model={trained / 'model'}", f"--out={out}", *options, folder]) == 0
-    about = json.loads(out.with_suffix(".json").read_text())
-    assert (about["classes"], about["nfe"], about["solver"], about["weights"]) == (["3", "7"], 6, "heun", "ema")
-    with np.load(tmp_path / "a.npz") as file:
-        assert file["images"].shape == (8, 8, 8, 1)
-        assert file["labels"].tolist() == [3] * 4 + [7] * 4
-        first = Image.open(tmp_path / "png" / "3" / "00000.png")
-        assert np.array_equal(np.asarray(first), file["images"][0, ..., 0])
-    assert Image.open(out).size[0] > 4 * 32
-
-
-def test_samples_that_are_not_finite_are_an_error(trained):
-    from sample_dimsum import Sampler, SamplingOptions
-
-    from wavemamba import WavemambaError
-
-    sampler = Sampler(trained / "model", SamplingOptions(solver="euler", steps=1))
-    sampler.model.head.linear.bias.data.fill_(torch.nan)
-    with pytest.raises(WavemambaError, match="NaN"):
-        sampler.draw([1], [2])
-
-
-@pytest.mark.parametrize("solver", ["euler", "dopri5"])
-def test_samples_do_not_depend_on_their_batch(trained, solver):
-    from sample_dimsum import Sampler, SamplingOptions
-
-    sampler = Sampler(trained / "model", SamplingOptions(solver=solver, steps=3))
-    assert sampler.describe()["step_control"] == ("sample" if solver == "dopri5" else "batch")
-    labels = [i % 10 for i in range(12)]
-    whole, _ = sampler.draw_batches(labels, 5, 12, "whole")
-    parts, _ = sampler.draw_batches(labels, 5, 5, "parts")
-    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
-    one, _ = sampler.draw([labels[7]], [derive_seed(5, "sample", 7)])
-    torch.testing.assert_close(one[0], whole[7], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--classes", "11"], "expected names or numbers below 10, got '11'"),
-        (["--model=/nowhere"], "nowhere"),
-        (["--model={damaged}"], "training.json: expected JSON"),
-        (["--out=a.jpg"], "expected the name of a .png file, got a.jpg"),
-        (["--guidance-interval", "0.9", "0.1"], "expected 0 <= start <= end <= 1"),
-    ],
-)
-def test_sampling_names_what_is_wrong(trained, tmp_path, capsys, options, message):
-    import sample_dimsum
-
-    damaged = shutil.copytree(trained / "model", tmp_path / "damaged")
-    (damaged / "training.json").write_text("{")
-    common = [f"--model={trained / 'model'}", f"--out={tmp_path / 'a.png'}"]
-    assert sample_dimsum.main([*common, *(option.format(damaged=damaged) for option in options)]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "a.png").exists()
-
-
 def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, capsys, train):
     import encode_latents
-    from sample_dimsum import Sampler, SamplingOptions
+
+    from wavemamba import Sampler
 
     out = tmp_path / "latents"
     options = [f"--data={images}", f"--out={out}", f"--autoencoder={autoencoder}", "--image-size=16", "--mirror"]
@@ -113,9 +49,9 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
 
     run, status = train("a", f"--data={out}", "--mirror", "--verify-data", f"--autoencoder={autoencoder}", steps=2)
     assert status == 0
-    sampler = Sampler(run / "model", SamplingOptions(solver="euler", steps=2))
-    assert sampler.draw([0, 1], [1, 2])[0].shape == (2, 3, 16, 16)
-    assert sampler.describe()["autoencoder"] == str(autoencoder)
+    pictures = Sampler.from_pretrained(run / "model")([0, 1], [1, 2], solver="euler", steps=2)
+    assert pictures.images.shape == (2, 3, 16, 16)
+    assert pictures.record["autoencoder"] == str(autoencoder)
 
 
 def test_latents_are_not_judged_as_images(latents, images, train, autoencoder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +70,8 @@ class Autoencoder:
     def _by_channel(self, name: str, values: Any) -> tuple[float, ...] | None:
         if values is None:
             return None
-        least = {"above": 0.0} if name == "latents_std" else {}
-        numbers = tuple(expect_number(name, value, **least) for value in values)
+        above = 0.0 if name == "latents_std" else -math.inf
+        numbers = tuple(expect_number(name, value, above=above) for value in values)
         if len(numbers) != self.latent_channels:
             raise ConfigError(f"{name}: expected {self.latent_channels} numbers, one a channel, got {len(numbers)}")
         return numbers

@@ -1,0 +1,7 @@
+"""`python -m wavemamba.sample`: see `wavemamba.commands.sample`."""
+
+from wavemamba.commands.running import run_module
+from wavemamba.commands.sample import main
+
+if __name__ == "__main__":
+    run_module(main)
