@@ -217,3 +217,26 @@ def test_low_precision(folder):
     sampler = Sampler.from_pretrained(folder, dtype=torch.bfloat16)
     pictures = sampler([0], [0], **QUICK)
     assert (pictures.record["dtype"], pictures.images.dtype) == ("bfloat16", torch.float32)
+
+
+def test_further_conditions_go_to_their_pictures(make_model):
+    class Brighter(nn.Module):
+        """Adds a brightness to what the model says."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.in_chans, self.img_size = inner, 1, (4, 4)
+            self.num_classes, self.null_class, self.trained_for = 3, inner.null_class, inner.trained_for
+
+        def forward(self, x, t, y=None, *, light, gain=1.0):
+            return self.inner(x, t, y) + gain * light.view(-1, 1, 1, 1)
+
+    sampler = Sampler(Brighter(make_model()))
+    light = torch.tensor([0.0, 1.0, 2.0])
+    whole = sampler([0, 1, 2], [4, 5, 6], conditions={"light": light, "gain": 2.0}, batch_size=2, **QUICK)
+    last = sampler([2], [6], conditions={"light": light[2:], "gain": 2.0}, **QUICK)
+    agree(whole.images[2:], last.images)
+    assert whole.record["conditions"]["gain"] == "2.0"
+    assert whole.record["conditions"]["light"] != last.record["conditions"]["light"]
+    with pytest.raises(ConfigError, match="did you mean light"):
+        sampler([0], [0], conditions={"ligth": light[:1]}, guidance=1, **QUICK)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavemamba.diffusion import Objective
+from wavemamba.diffusion import Conditions, Objective
 from wavemamba.errors import ConfigError
 from wavemamba.version import __version__
 
@@ -23,11 +23,25 @@ def weights_digest(model: nn.Module) -> str | None:
             continue
         if tensor.is_meta:
             return None
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        plain = tensor.detach().to("cpu").contiguous()
-        if plain.numel():
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        for part in (name.encode(), *_content(tensor)):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _content(tensor: Tensor) -> tuple[bytes | memoryview, ...]:
+    about = f" {tuple(tensor.shape)} {tensor.dtype} ".encode()
+    plain = tensor.detach().to("cpu").contiguous()
+    return (about, plain.reshape(-1).view(torch.uint8).numpy().data) if plain.numel() else (about,)
+
+
+def plain_conditions(conditions: Conditions | None) -> dict[str, Any] | None:
+    """Further conditions as plain values; tensors as SHA-256 of shape, dtype and values."""
+    if not conditions:
+        return None
+    return {
+        name: hashlib.sha256(b"".join(_content(value))).hexdigest() if isinstance(value, Tensor) else repr(value)
+        for name, value in conditions.items()
+    }
 
 
 def plain_objective(objective: Objective) -> dict[str, Any] | str:

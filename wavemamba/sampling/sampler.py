@@ -6,20 +6,21 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from wavemamba.checks import expect_count
-from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Objective, Progress, sample_noise
+from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Conditions, Objective, Progress, sample_noise
 from wavemamba.diffusion.report import Callback
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
-from wavemamba.names import check_names, choose
+from wavemamba.names import check_names
+from wavemamba.sampling.classes import Classes, class_ids, paired
 from wavemamba.sampling.pictures import Pictures
 from wavemamba.sampling.progress import progress_bar
-from wavemamba.sampling.record import machine, plain_objective, weights_digest
+from wavemamba.sampling.record import machine, plain_conditions, plain_objective, weights_digest
 from wavemamba.sampling.settings import Settings
 
 DECODED_AT_ONCE = 8
@@ -150,33 +151,23 @@ class Sampler:
         """Where the samples of these seeds start: (n, C, h, w)."""
         return sample_noise((len(seeds), *self.latent_shape(size)), seeds=seeds, device=self.device, dtype=self.dtype)
 
-    def class_ids(self, classes: Sequence[int | str] | int | str | None) -> list[int]:
+    def class_ids(self, classes: Classes | None) -> list[int]:
         """Ids of classes that are given by name or id.
 
         Raises:
             ConfigError: there is no such class.
         """
-        known, null = self.model.num_classes, self.model.null_class
-        ids = []
-        for wanted in [classes] if isinstance(classes, int | str) else (classes or []):
-            if isinstance(wanted, str) and not (wanted.isdigit() and wanted not in self.class_names):
-                ids.append(self.class_names.index(choose("class", wanted, self.class_names)))
-                continue
-            number = expect_count("classes", int(wanted) if isinstance(wanted, str) else wanted)
-            if number >= known and number != null:
-                shown = ", ".join(self.class_names[:20]) + (", ..." if known > 20 else "")
-                raise ConfigError(f"classes: expected names or ids below {known}, got {wanted!r}; there are {shown}")
-            ids.append(number)
-        return ids
+        return class_ids(classes, self.class_names, self.model.num_classes, self.model.null_class)
 
     @torch.no_grad()
     def __call__(
         self,
-        classes: Sequence[int | str] | int | str | None = None,
+        classes: Classes | None = None,
         seeds: Sequence[int] | int | None = None,
         *,
         size: int | tuple[int, int] | None = None,
         settings: Settings | None = None,
+        conditions: Conditions | None = None,
         batch_size: int = 32,
         progress: bool = True,
         decode: bool = True,
@@ -191,6 +182,8 @@ class Sampler:
             seeds: one a picture; None: 0, 1, 2, ... for the classes.
             size: side, or (height, width), of the pictures in pixels; None: what the model was made for.
             settings: how to sample; None: the defaults of `Settings`.
+            conditions: further named conditions of the model; of tensors with a first axis of all pictures, each
+                picture gets its own row.
             batch_size: pictures at once; does not change them.
             progress: show a bar on a terminal, where tqdm is installed.
             decode: latents to pixels, where there is an autoencoder.
@@ -212,13 +205,17 @@ class Sampler:
                 part = numbers[start : start + many]
                 y = torch.tensor(ids[start : start + many], device=self.device) if ids else None
                 noise = sample_noise((len(part), *shape), seeds=part, device=self.device, dtype=self.dtype)
+                further = {
+                    name: value[start : start + many].to(self.device) if _by_row(value, len(numbers)) else value
+                    for name, value in (conditions or {}).items()
+                }
 
                 def step(at: Progress, start: int = start, count: int = len(part)) -> None:
                     show(start + count * min(1.0, at.time))
                     if callback is not None:
                         callback(at)
 
-                sample, info = how.draw(call, noise, self.objective, y, part, step)
+                sample, info = how.draw(call, noise, self.objective, y, further, part, step)
                 drawn.append(self._decoded(sample) if decode else sample.float().cpu())
                 evaluations += info.nfe
         images = torch.cat(drawn)
@@ -234,6 +231,7 @@ class Sampler:
             "seeds": numbers,
             "classes": ids or None,
             "class_names": list(names),
+            "conditions": plain_conditions(conditions),
             "size": list(images.shape[2:]),
             "dtype": str(self.dtype).removeprefix("torch."),
             "evaluations": evaluations,
@@ -241,21 +239,12 @@ class Sampler:
         }
         return Pictures(images, names, record)
 
-    def _pairs(
-        self, classes: Sequence[int | str] | int | str | None, seeds: Sequence[int] | int | None
-    ) -> tuple[list[int], list[int]]:
-        if classes is not None and not self.model.num_classes:
-            raise ConfigError(f"classes: expected None, as the model knows no classes, got {classes!r}")
-        ids = self.class_ids(classes)
-        if not ids and self.model.num_classes:
-            raise ConfigError(f"classes: expected names or ids of {self.model.num_classes} classes, got {classes!r}")
-        given = [seeds] if isinstance(seeds, int) else range(max(1, len(ids))) if seeds is None else seeds
-        numbers = [expect_count("seeds", seed, -(2**63)) for seed in given]
-        if len(ids) == 1:
-            ids = ids * len(numbers)
-        if not numbers or (ids and len(ids) != len(numbers)):
-            raise ShapeError(f"seeds: expected one for each of {max(1, len(ids))} classes, got {len(numbers)}")
-        return ids, numbers
+    def _pairs(self, classes: Classes | None, seeds: Sequence[int] | int | None) -> tuple[list[int], list[int]]:
+        if (classes is None) == bool(self.model.num_classes):
+            wanted = f"names or ids of {self.model.num_classes} classes" if classes is None else "None"
+            known = "" if classes is None else ", as the model knows no classes"
+            raise ConfigError(f"classes: expected {wanted}{known}, got {classes!r}")
+        return paired(self.class_ids(classes), seeds)
 
     def _guided(self, how: Settings, labelled: bool) -> tuple[Any, float]:
         able = labelled and self.model.null_class is not None
@@ -279,6 +268,10 @@ class Sampler:
         if self.autoencoder is None:
             return sample.float().cpu()
         return torch.cat([self.autoencoder.decode(some).float().cpu() for some in sample.split(DECODED_AT_ONCE)])
+
+
+def _by_row(value: object, count: int) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from wavemamba.checks import expect_number
 from wavemamba.diffusion import (
     ODE_SOLVERS,
     SDE_SOLVERS,
+    Conditions,
     Model,
     Objective,
     OdeSolver,
@@ -114,10 +115,23 @@ class Settings:
         }
 
     def draw(
-        self, model: Model, noise: Tensor, objective: Objective, y: Tensor | None, seeds: list[int], callback: Callback
+        self,
+        model: Model,
+        noise: Tensor,
+        objective: Objective,
+        y: Tensor | None,
+        conditions: Conditions,
+        seeds: list[int],
+        callback: Callback,
     ) -> tuple[Tensor, SampleInfo]:
         """Carry noise to data; the seeds are those of the increments of a stochastic solver."""
-        shared: dict[str, Any] = {**self.arguments(), "y": y, "callback": callback, "return_info": True}
+        shared: dict[str, Any] = {
+            **self.arguments(),
+            "y": y,
+            "conditions": conditions,
+            "callback": callback,
+            "return_info": True,
+        }
         method = self.method
         if isinstance(method, OdeSolver):
             return sample_ode(model, noise, objective, solver=method, **shared)
