@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from sample_dimsum import Sampler, SamplingOptions, add_sampling_options
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wavemamba import BackendUnavailable, CheckpointError, ConfigError, WavemambaError
 from wavemamba.commands.parser import RecipeParser, number
+from wavemamba.commands.sampling_options import add_sampling_options, sampler_from, settings_from
 from wavemamba.data import ImageFolder, PictureView
 from wavemamba.errors import DataError
 from wavemamba.files import write_atomically
@@ -42,6 +42,7 @@ from wavemamba.sampling import to_uint8
 from wavemamba.seeds import derive_seed
 
 Features = dict[str, Tensor]
+PER_BATCH = ("seeds", "classes", "class_names", "evaluations")
 LEAST = 10  # images a side: the inception score is a mean over ten parts
 
 
@@ -167,19 +168,23 @@ class Evaluation:
     def of_model(self, title: str) -> tuple[Features, dict]:
         """Features of samples, the classes in turn, and what they depend on."""
         args, count = self.args, self.args.count or 50_000
-        sampler = Sampler(args.model, SamplingOptions.from_args(args), self.device)
-        nfe: list[int] = []
+        sampler, settings = sampler_from(args, args.model, self.device), settings_from(args)
+        known = sampler.model.num_classes
+        records: list[dict] = []
 
         def batches() -> Iterator[tuple[list[int], Tensor]]:
             for some in self.mine(count):
                 seeds = [derive_seed(args.seed, "sample", i) for i in some]
-                images, info = sampler.draw([i % len(sampler.classes) for i in some], seeds)
-                nfe.append(info.nfe)
-                yield some, images
+                ids = [i % known for i in some] if known else None
+                pictures = sampler(ids, seeds, settings=settings, batch_size=len(some), progress=False)
+                records.append(pictures.record)
+                yield some, pictures.images
 
         found = self.features(batches(), count, title)
         about = {"model": args.model, "count": count, "seed": args.seed, "classes": "in turn", "resize": "none"}
-        return found, {**about, **sampler.describe(), "nfe": sum(nfe) / max(1, len(nfe))}
+        evaluations = sum(record["evaluations"] for record in records)
+        shared = {name: value for name, value in records[0].items() if name not in PER_BATCH} if records else {}
+        return found, {**shared, **about, "nfe": evaluations / max(1, len(records))}
 
     def of_reference(self) -> tuple[dict[str, np.ndarray], Tensor | None, dict]:
         """Statistics, pooled features where there are any, and where they come from."""

@@ -178,5 +178,7 @@ def test_guidance_takes_conditions_both_ways():
     once = guided(x, t, y, conditions={"mask": mask})
     assert torch.equal(once, guided(x, t, y, mask=mask))
     assert [m.shape for m in seen] == [(4, 1)] * 2
+    with pytest.raises(ConfigError, match="did you mean mask"):
+        guided(x, t, y, maks=mask)
     sample_ode(guided, x, LINEAR, solver="euler", steps=1, y=y, conditions={"mask": mask})
     assert seen[-1].shape == (4, 1)

@@ -239,4 +239,4 @@ def test_further_conditions_go_to_their_pictures(make_model):
     assert whole.record["conditions"]["gain"] == "2.0"
     assert whole.record["conditions"]["light"] != last.record["conditions"]["light"]
     with pytest.raises(ConfigError, match="did you mean light"):
-        sampler([0], [0], conditions={"ligth": light[:1]}, guidance=1, **QUICK)
+        sampler([0], [0], conditions={"ligth": light[:1]}, **QUICK)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.checks import expect_count, expect_number
-from wavemamba.diffusion.calls import Conditions, Model, find_attribute
+from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, find_attribute
 from wavemamba.diffusion.paths import broadcast_time
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.names import choose
@@ -116,8 +116,10 @@ class ClassifierFreeGuidance:
             raise ConfigError("y: expected (B,) labels, got None; without labels there is nothing to guide towards")
         if y.shape != (batch,):
             raise ShapeError(f"y: expected ({batch},), one label per sample, got {tuple(y.shape)}")
+        given = {**(conditions or {}), **named}
+        expect_conditions(self.model, y, given)
         labels = torch.cat([y, torch.full_like(y, self.null_class)])
-        extra = {name: _doubled(value, batch) for name, value in {**(conditions or {}), **named}.items()}
+        extra = {name: _doubled(value, batch) for name, value in given.items()}
         output = self.model(_twice(x), _twice(t), y=labels, **extra)
         conditional, unconditional = output.chunk(2)
         channels = x.shape[1]

@@ -125,13 +125,8 @@ class Settings:
         callback: Callback,
     ) -> tuple[Tensor, SampleInfo]:
         """Carry noise to data; the seeds are those of the increments of a stochastic solver."""
-        shared: dict[str, Any] = {
-            **self.arguments(),
-            "y": y,
-            "conditions": conditions,
-            "callback": callback,
-            "return_info": True,
-        }
+        shared: dict[str, Any] = {**self.arguments(), "callback": callback, "return_info": True}
+        shared |= {"y": y, "conditions": conditions}
         method = self.method
         if isinstance(method, OdeSolver):
             return sample_ode(model, noise, objective, solver=method, **shared)
