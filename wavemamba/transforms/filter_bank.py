@@ -38,22 +38,17 @@ def filter_axes(x: Tensor, bank: Tensor, first: int) -> Tensor:
         (B, W / R, R, H / R, R, K, C): first the coefficients of columns, then those of rows.
     """
     cell = bank.shape[0]
-    batch, height, width, count, channels = x.shape
-    h, w = height // cell, width // cell
-    y = _filter(x.reshape(batch, h, cell, width * count * channels), bank, first, adjoint=False)
-    y = y.reshape(batch, height, width, count * channels).transpose(1, 2)  # long runs in memory along both axes
-    y = _filter(y.reshape(batch, w, cell, height * count * channels), bank, first, adjoint=False)
-    return y.reshape(batch, w, cell, h, cell, count, channels)
+    y = _filter(x.unflatten(1, (-1, cell)), bank, first, adjoint=False)
+    y = y.flatten(1, 2).transpose(1, 2).unflatten(1, (-1, cell))  # long runs in memory along both axes
+    return _filter(y, bank, first, adjoint=False).unflatten(3, (-1, cell))
 
 
 def unfilter_axes(y: Tensor, bank: Tensor, first: int) -> Tensor:
     """The adjoint of `filter_axes`: its result's shape to (B, H, W, K, C)."""
-    batch, w, cell, h, _, count, channels = y.shape
-    height, width = h * cell, w * cell
-    x = _filter(y.reshape(batch, w, cell, height * count * channels), bank, first, adjoint=True)
-    x = x.reshape(batch, width, height, count * channels).transpose(1, 2)
-    x = _filter(x.reshape(batch, h, cell, width * count * channels), bank, first, adjoint=True)
-    return x.reshape(batch, height, width, count, channels)
+    cell = bank.shape[0]
+    x = _filter(y, bank, first, adjoint=True)
+    x = x.flatten(3, 4).flatten(1, 2).transpose(1, 2).unflatten(1, (-1, cell))
+    return _filter(x, bank, first, adjoint=True).flatten(1, 2)
 
 
 def _filter(x: Tensor, bank: Tensor, first: int, *, adjoint: bool) -> Tensor:
@@ -63,7 +58,7 @@ def _filter(x: Tensor, bank: Tensor, first: int, *, adjoint: bool) -> Tensor:
 
 
 class _Filter(torch.autograd.Function):
-    """The bank on (outer, cells, R, inner): its gradient is its adjoint, which slices would not find so cheaply."""
+    """The bank on (outer, cells, R, ...): its gradient is its adjoint, which slices would not find so cheaply."""
 
     @staticmethod
     def forward(x: Tensor, bank: Tensor, first: int, adjoint: bool) -> Tensor:
@@ -111,8 +106,8 @@ def _split(x: Tensor, bank: Tensor, first: int) -> Tensor:
     y: Tensor | None = None
     for k in range(length):
         a, sample = divmod(first + k, cell)
-        taken, factor = x.narrow(1, a - low, cells).narrow(2, sample, 1), bank[:, k, None]
-        y = taken * factor if y is None else y.addcmul_(taken, factor)
+        taken, factors = x.narrow(1, a - low, cells).narrow(2, sample, 1), _beside(bank[:, k], x)
+        y = taken * factors if y is None else y.addcmul_(taken, factors)
     assert y is not None
     return y
 
@@ -122,19 +117,30 @@ def _merge(y: Tensor, bank: Tensor, first: int) -> Tensor:
     cells = y.shape[1]
     low, high = first // cell, (first + length - 1) // cell
     y = _periodic(y, -high, -low)
-    x = torch.zeros_like(y.narrow(1, 0, cells))
-    for a in range(low, high + 1):
+    x: Tensor | None = None
+    # A cell that the filters cover whole comes first, so that it fills the result.
+    for a in sorted(range(low, high + 1), key=lambda a: cell * a < first):
         begin, end = max(cell * a - first, 0), min(cell * (a + 1) - first, length)
-        part, taken = x.narrow(2, begin + first - cell * a, end - begin), y.narrow(1, high - a, cells)
         for r in range(cell):
-            part.addcmul_(taken.narrow(2, r, 1), bank[r, begin:end, None])
+            taken, factors = y.narrow(1, high - a, cells).narrow(2, r, 1), _beside(bank[r, begin:end], y)
+            if x is None:
+                assert end - begin == cell
+                x = taken * factors
+            else:
+                x.narrow(2, begin + first - cell * a, end - begin).addcmul_(taken, factors)
+    assert x is not None
     return x
 
 
+def _beside(factors: Tensor, x: Tensor) -> Tensor:
+    """Factors (R,) along axis 2 of a tensor."""
+    return factors.reshape(-1, *(1 for _ in range(x.dim() - 3)))
+
+
 def _periodic(x: Tensor, low: int, high: int) -> Tensor:
-    """Cells `low` to `cells + high` of the periodic axis."""
+    """Cells `low` to `cells + high` of the periodic axis, side by side in memory."""
     if low == high == 0:
-        return x
+        return x.contiguous()
     cells = x.shape[1]
     return x.index_select(1, torch.arange(low, cells + high, device=x.device) % cells)
 
