@@ -1,10 +1,18 @@
+import asyncio
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from support import scan_inputs
 
-from wavemamba import BackendUnavailable, ShapeError, ops
+from wavemamba import BackendUnavailable, ShapeError, SpatialMambaBlock, ops, scan_order
+from wavemamba.ops import causal_conv1d
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.dispatch.backend import Backend, Case, requested_backend, resolve, runs_everything
 from wavemamba.ops.selective_scan import BACKENDS, selective_scan
 
 
@@ -106,3 +114,161 @@ def test_convolution_checks():
         ops.causal_conv1d(x, weight, activation="relu")
     with pytest.raises(ShapeError, match="initial_state"):
         ops.causal_conv1d(x, weight, initial_state=torch.randn(2, 4, 3))
+
+
+def requested_elsewhere(run):
+    """What is in force in another thread while this one is inside `use_backend`."""
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(run()))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def test_use_backend_belongs_to_its_thread():
+    with ops.use_backend("reference"):
+        assert requested_backend("auto") == "reference"
+        assert requested_elsewhere(lambda: requested_backend("auto")) == "auto"
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with ops.use_backend("torch"):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with ops.use_backend("numba"):
+        thread.start()
+        assert entered.wait(10)
+        assert requested_backend("auto") == "numba"
+    assert requested_backend("auto") == "auto"
+    leave.set()
+    thread.join()
+
+
+def test_use_backend_belongs_to_its_task():
+    async def task(name):
+        with ops.use_backend(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert requested_backend("auto") == name
+
+    async def both():
+        await asyncio.gather(task("torch"), task("numba"))
+
+    asyncio.run(both())
+    assert requested_backend("auto") == "auto"
+
+
+def test_compiled_graphs_follow_use_backend(monkeypatch):
+    """Outside of the graph, inside of it, and by the environment, without breaking it."""
+    x, weight = torch.randn(1, 5, 3), torch.randn(3, 2)
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append({node.target for node in graph.graph.nodes})
+        return graph.forward
+
+    def outside(x):
+        return causal_conv1d(x, weight)
+
+    def inside(x):
+        with ops.use_backend("torch"):
+            y = causal_conv1d(x, weight)
+        return causal_conv1d(y, weight)
+
+    kernel = torch.ops.wavemamba.causal_conv1d.default
+    torch._dynamo.reset()
+    compiled = torch.compile(outside, backend=backend, fullgraph=True)
+    expected = compiled(x)
+    assert kernel in graphs[-1]
+    with ops.use_backend("torch"):
+        torch.testing.assert_close(compiled(x), expected)
+    assert kernel not in graphs[-1]
+    torch.testing.assert_close(requested_elsewhere(lambda: compiled(x)), expected)
+    torch.testing.assert_close(compiled(x), expected)
+    assert len(graphs) == 2
+
+    mixed = torch.compile(inside, backend=backend, fullgraph=True)
+    torch.testing.assert_close(mixed(x), inside(x))
+    assert kernel in graphs[-1]
+    assert requested_backend("auto") == "auto"
+    with ops.use_backend("numba"):
+        torch.testing.assert_close(mixed(x), inside(x))
+        assert requested_backend("auto") == "numba"
+
+
+def test_importing_the_ops_imports_no_compiler():
+    """`torch._dynamo` alone doubles the time that PyTorch takes to import."""
+    code = (
+        "import sys, types; package = types.ModuleType('wavemamba'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['wavemamba'] = package; import wavemamba.ops;"
+        "print(sorted({'torch._dynamo', 'torch.utils.flop_counter', 'numba', 'triton'} & set(sys.modules)))"
+    )
+    folder = str(Path(ops.__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_flops_are_those_of_the_equations():
+    """Counted, not derived: what the definition's own loop computes, element by element."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Counter(TorchDispatchMode):
+        """Products, sums and functions of one element; what only moves numbers counts nothing."""
+
+        total = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            name = function.overloadpacket.__name__
+            if name in ("mul", "add", "exp", "softplus", "silu"):
+                self.total += result.numel()
+            elif name == "sum":
+                self.total += args[0].numel()
+            return result
+
+    inputs = {name: value.float() for name, value in scan_inputs(2, 5, 6, 3).items()}
+    for absent in ((), ("D", "z"), ("delta_bias", "initial_state")):
+        given = {name: value for name, value in inputs.items() if name not in absent}
+        with Counter() as counter:
+            selective_scan(**given, delta_softplus=True, backend="reference")
+        with FlopCounterMode(display=False) as flops:
+            selective_scan(**given, delta_softplus=True, backend="numba")
+        assert flops.get_total_flops() == counter.total
+
+    x, weight = torch.randn(2, 5, 6, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as own:
+        causal_conv1d(x, weight, backend="numba").sum().backward()
+    with FlopCounterMode(display=False) as others:
+        padded = torch.nn.functional.pad(x, (0, 0, 3, 0))
+        torch.nn.functional.conv1d(padded.mT, weight[:, None], groups=6).sum().backward()
+    own_counts, other_counts = (list(m.get_flop_counts()["Global"].values()) for m in (own, others))
+    assert own_counts[0] == other_counts[0] == 2 * 2 * 5 * 6 * 4
+    assert own_counts[1] == 2 * own_counts[0]
+
+    with FlopCounterMode(display=False) as flops:
+        ops.to_haar_map(torch.randn(1, 4, 8, 3), 2, "mosaic", backend="numba")
+    assert flops.get_total_flops() == 4 * 8 * 3 * (1 + 2 * 2)
+
+
+def test_flops_of_the_gradients_of_a_scan():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = {name: value.float().requires_grad_() for name, value in scan_inputs(2, 5, 6, 3).items()}
+    with FlopCounterMode(display=False) as flops:
+        selective_scan(**inputs, delta_softplus=True, backend="numba").sum().backward()
+    counts = flops.get_flop_counts()["Global"]
+    assert counts[torch.ops.wavemamba.selective_scan_backward] == 2 * 5 * 6 * (19 * 3 + 3 * 7)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore:.*method.*jit", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("trained", [True, False])
+def test_jit_trace_of_a_block_in_a_transposed_order(trained):
+    block = SpatialMambaBlock(8, scan=scan_order("snake", transpose=True)).requires_grad_(trained)
+    x = torch.randn(1, 2, 3, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of every shape that it reads
+        traced = torch.jit.trace(block, x)
+    torch.testing.assert_close(traced(2 * x), block(2 * x))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wavemamba import ShapeError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
-from wavemamba.ops.cpu import kernels
+from wavemamba.ops.cpu import kernels, tensors
 from wavemamba.ops.cpu import math as numba_math
 from wavemamba.ops.cpu import runtime as numba_runtime
 from wavemamba.ops.cpu.simd import LANES, load, splat, store
@@ -217,11 +217,11 @@ def test_orders_that_point_outside_are_refused(entry):
 
 @pytest.mark.parametrize("advice", [True, False])
 def test_large_tensors_in_huge_pages_or_not(advice, monkeypatch):
-    seen, advise = [], numba_runtime._advise()
+    seen, advise = [], tensors._advise()
     if advice and advise is None:
         pytest.skip("this system has no huge pages")
     function = (lambda *args: seen.append((args, advise(*args)))) if advice else None
-    monkeypatch.setattr(numba_runtime, "_advise", lambda: function)
+    monkeypatch.setattr(tensors, "_advise", lambda: function)
     x, weight = torch.randn(1, 40_000, 256), torch.randn(256, 2)
     y = causal_conv1d(x, weight, backend="numba")
     assert len(seen) == advice

@@ -94,7 +94,6 @@ def test_torch_func_grad():
     assert all(torch.equal(gradient, truth) for gradient, truth in zip(gradients, truths, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_of_values_and_of_gradients():
     u, *rest = INPUTS.values()
     batched = torch.stack([u, 2 * u, u - 1])
@@ -161,3 +160,68 @@ def test_opcheck_of_the_haar_map():
     for inverse in (False, True):
         opcheck(haar_map.op, (x, 2, "channel", 0.25, inverse, "numba"))
     opcheck(haar_map.op, (x, 1, "mosaic", 1.0, False, "numba"))
+
+
+def map_of(u):
+    return to_haar_map(u.unflatten(1, (4, 2)), 1, "mosaic", backend="numba")
+
+
+def scan_of(u):
+    return selective_scan(u, *list(INPUTS.values())[1:5], delta_softplus=True, backend="numba")
+
+
+def conv_of(u):
+    return causal_conv1d(u, INPUTS["A"], activation="silu", backend="numba")
+
+
+@pytest.mark.parametrize("function", [scan_of, conv_of, map_of])
+def test_batched_gradients(function):
+    u = INPUTS["u"].clone().requires_grad_()
+    y = function(u)
+    flowing = torch.randn(3, *y.shape)
+    (batched,) = torch.autograd.grad(y, u, flowing, is_grads_batched=True, retain_graph=True)
+    for gradient, one in zip(batched, flowing, strict=True):
+        torch.testing.assert_close(gradient, torch.autograd.grad(y, u, one, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("function", [scan_of, conv_of, map_of])
+def test_jacobians(function):
+    u = INPUTS["u"][:1]
+
+    def some(u):
+        return function(torch.cat([u, INPUTS["u"][1:]]))[0, :, :2]
+
+    expected = torch.autograd.functional.jacobian(some, u)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(some, u, vectorize=True), expected)
+    torch.testing.assert_close(torch.func.jacrev(some)(u), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+@pytest.mark.parametrize("function", [scan_sum, conv_sum])
+def test_what_needs_forward_mode_is_refused(function, transform):
+    with pytest.raises(WavemambaError, match="no forward-mode derivative"):
+        transform(function)(INPUTS["u"])
+
+
+@pytest.mark.parametrize("in_dims", [0, 1])
+def test_vmap_of_a_compiled_and_a_plain_op(in_dims):
+    """Public reports tell of wrong numbers and of failures where a custom op was mapped inside a compiled function."""
+    u = torch.randn(3, 3, LENGTH, WIDTH)
+
+    def mapped(u):
+        return torch.vmap(conv_of, in_dims=in_dims)(u)
+
+    expected = torch.stack([conv_of(part) for part in u.unbind(in_dims)])
+    torch._dynamo.reset()
+    torch.testing.assert_close(mapped(u), expected)
+    torch.testing.assert_close(torch.compile(mapped, backend="aot_eager")(u), expected)
+
+
+def test_the_expanded_gradient_of_a_compiled_function():
+    """A sum sends a gradient whose strides are all zero, through a compiled graph too."""
+    u = INPUTS["u"].clone().requires_grad_()
+    torch._dynamo.reset()
+    torch.compile(scan_of, backend="aot_eager")(u).sum().backward()
+    (expected,) = torch.autograd.grad(scan_of(v := INPUTS["u"].clone().requires_grad_()).sum(), v)
+    torch.testing.assert_close(u.grad, expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wavemamba.checks import expect_shape
 from wavemamba.errors import ShapeError
+from wavemamba.ops.dispatch.operands import expect_beside
 
 
 def expect_seq_idx(seq_idx: Tensor, x: Tensor) -> None:
@@ -19,8 +20,7 @@ def expect_seq_idx(seq_idx: Tensor, x: Tensor) -> None:
         came = seq_idx.dtype if isinstance(seq_idx, Tensor) else type(seq_idx).__name__
         raise ShapeError(f"seq_idx: expected a tensor (B, L) of int64 or int32, got {came}; convert it")
     expect_shape("seq_idx", seq_idx, tuple(x.shape[:2]), "(B, L)", "give each row the number of its sequence")
-    if seq_idx.device != x.device:
-        raise ShapeError(f"seq_idx: expected it on {x.device}, where the input is, got {seq_idx.device}; move it")
+    expect_beside("seq_idx", seq_idx, x)
 
 
 def sequence_starts(seq_idx: Tensor, order: Tensor | None) -> Tensor:

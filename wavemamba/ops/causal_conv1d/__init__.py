@@ -10,13 +10,14 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_shape
+from wavemamba.checks import expect_shape
 from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
 from wavemamba.ops.causal_conv1d import mamba_ssm, op, reference, torch
 from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.dispatch.operands import expect_beside, expect_operands
 from wavemamba.ops.packed import expect_seq_idx, last_inputs
 from wavemamba.scans import expect_permutation
 
@@ -104,22 +105,25 @@ def causal_conv1d(
 
     Source: the convolution of Mamba's block, Gu and Dao, "Mamba", 2023, figure 3.
     """
+    expect_operands(x=x, weight=weight, bias=bias, initial_state=initial_state)
     expect_shape("x", x, (None, None, None), "(B, L, E)", "channels come last")
     batch, length, channels = x.shape
-    if x.numel() == 0:
-        raise ShapeError(f"x: expected (B, L, E) with no empty side, got {tuple(x.shape)}")
+    if length < 1 or channels < 1:
+        raise ShapeError(f"x: expected (B, L, E) with L and E at least 1, got {tuple(x.shape)}; drop empty sequences")
     expect_shape("weight", weight, (channels, None), "(E, width)")
     width = weight.shape[1]
+    if width < 1:
+        raise ShapeError(f"weight: expected (E, width) with width at least 1, got {tuple(weight.shape)}; use one tap")
     if bias is not None:
         expect_shape("bias", bias, (channels,), "(E,)")
     if initial_state is not None:
         expect_shape("initial_state", initial_state, (batch, width - 1, channels), "(B, width - 1, E)")
     if activation not in (None, "silu", "swish"):
         raise ShapeError(f"activation: expected None, 'silu' or 'swish', got {activation!r}")
-    expect_floating("x", x)
-    expect_floating("weight", weight)
 
-    order = None if order is None else expect_permutation(order, length)
+    if order is not None:
+        order = expect_permutation(order, length)
+        expect_beside("order", order, x)
     if seq_idx is not None:
         expect_seq_idx(seq_idx, x)
     inputs = ConvInputs(x, weight, bias, activation is not None, initial_state, order, seq_idx)

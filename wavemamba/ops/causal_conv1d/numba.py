@@ -9,16 +9,8 @@ from torch import Tensor
 from wavemamba.ops.causal_conv1d import numba_kernels as kernels
 from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
 from wavemamba.ops.causal_conv1d.op import ConvInputs
-from wavemamba.ops.cpu.runtime import (
-    address,
-    checked_order,
-    contiguous,
-    empty_rows,
-    float_rows,
-    launch,
-    rows,
-    sum_slices,
-)
+from wavemamba.ops.cpu.runtime import launch, sum_slices
+from wavemamba.ops.cpu.tensors import address, checked_order, contiguous, empty_rows, float_rows, rows
 from wavemamba.ops.packed import first_steps
 
 

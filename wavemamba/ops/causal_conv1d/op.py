@@ -9,6 +9,7 @@ A backend with kernels is a module with two functions:
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -49,6 +50,12 @@ def _fake(*values: Any) -> Tensor:
     return fake
 
 
+def _flops(*values: Any, **_: Any) -> int:
+    """A product and a sum a tap, as PyTorch counts its own convolutions."""
+    x, weight, *_others = values  # their shapes
+    return int(2 * math.prod(x) * weight[1])
+
+
 def _compute_backward(*values: Any) -> tuple[Tensor, ...]:
     dy, *fields, backend = values
     inputs = ConvInputs(*fields)
@@ -75,12 +82,13 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return *(found.get(name) for name in inputs._fields), None
 
 
-conv = KernelOp("causal_conv1d", schema_of(ConvInputs, "str backend"), _compute, _fake, _save, _gradients)
+conv = KernelOp("causal_conv1d", schema_of(ConvInputs, "str backend"), _compute, _fake, _flops, _save, _gradients)
 conv_backward = KernelOp(
     "causal_conv1d_backward",
     "(Tensor dy, " + schema_of(ConvInputs, "str backend", returns=4)[1:],
     _compute_backward,
     _fake_backward,
+    lambda dy, *values, **_: 2 * _flops(*values),  # the gradients of x and of the weight
 )
 
 

@@ -19,10 +19,8 @@ def run(inputs: ConvInputs) -> Tensor:
     dtype = accumulation_dtype(widest_dtype(x, weight))
     steps = list(range(length)) if order is None else order.tolist()
     if initial_state is None:
-        past = [x.new_zeros(batch, channels, dtype=dtype)] * (width - 1)
-    else:
-        past = list(initial_state.to(dtype).unbind(1))
-    seen = past + [x[:, row].to(dtype) for row in steps]
+        initial_state = x.new_zeros(batch, width - 1, channels)
+    seen = torch.cat([initial_state.to(dtype), *(x[:, row : row + 1].to(dtype) for row in steps)], dim=1).unbind(1)
 
     rows: list[Tensor | None] = [None] * length
     first = None if seq_idx is None else first_steps(seq_idx, order, width - 1)

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,11 @@ import torch
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from wavemamba.errors import ShapeError
 from wavemamba.ops.cpu.kernels import FilledJob, Job, allocate, count_of, expect_done, finish, kernel, take_item
 from wavemamba.ops.cpu.memory import aligned, load_some, store_some
 from wavemamba.ops.cpu.pool import Pool
 from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, splat
+from wavemamba.ops.cpu.tensors import address, empty_rows
 
 _pool = Pool()
 _forked = False
@@ -110,76 +108,13 @@ def sum_slices(parts: Tensor) -> Tensor:
     """Sum a contiguous float32 tensor over its first dimension, first slice first, whatever the number of threads."""
     if parts.shape[0] == 1:
         return parts[0]
-    total = parts.new_empty(parts.shape[1:])
+    total = empty_rows(parts.shape[1:])
     job = _SUM.fill(
         -(-total.numel() // _SUM_BLOCK),
         slices=parts.shape[0],
         size=total.numel(),
-        source=parts.data_ptr(),
-        target=total.data_ptr(),
+        source=address(parts),
+        target=address(total),
     )
     launch(_sum, job)
     return total
-
-
-_HUGE_PAGE = 1 << 21
-_OWN_MAPPING = 1 << 25
-"""Bytes from which glibc takes a tensor's memory fresh from the system, and gives it back afterwards."""
-
-
-@functools.cache
-def _advise() -> Any:
-    """`madvise(address, size, advice)` of the C library, or None where the system has no huge pages."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return function
-
-
-def empty_rows(shape: Sequence[int]) -> Tensor:
-    """An uninitialised float32 tensor; a large one in huge pages, where Linux has them to give.
-
-    Fresh memory costs a page fault for every page that is first written, which takes a fifth of a long scan's time at
-    4 KiB a page.
-    """
-    tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
-    if tensor.nbytes >= _OWN_MAPPING and (advise := _advise()) is not None:
-        first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        advise(first, tensor.data_ptr() + tensor.nbytes - first, mmap.MADV_HUGEPAGE)  # where it fails, pages are small
-    return tensor
-
-
-def float_rows(tensor: Tensor) -> Tensor:
-    """The tensor in float32 with neighbouring channels (unit stride in the last dimension), copied only if need be."""
-    tensor = tensor.float()
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def rows(tensor: Tensor | None) -> tuple[int, int, int]:
-    """What `float_rows` returned, as a field of type `ROWS`."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), 4 * tensor.stride(0), 4 * tensor.stride(1))
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    """A small tensor as contiguous float32."""
-    return tensor.float().contiguous()
-
-
-def checked_order(order: Tensor | None, length: int) -> Tensor | None:
-    """A scan order as contiguous int64, its entries within bounds: a kernel would write wherever they point.
-
-    Raises:
-        ShapeError: an entry is not a row.
-    """
-    if order is None:
-        return None
-    low, high = torch.aminmax(order)
-    if low < 0 or high >= length:
-        raise ShapeError(f"order: expected a permutation of 0 .. {length - 1}, got entries {int(low)} .. {int(high)}")
-    return order.to(torch.int64).contiguous()
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor's data begin, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()

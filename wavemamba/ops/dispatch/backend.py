@@ -70,8 +70,10 @@ def runs_everything(case: Case) -> None:
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a gradient of this call."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd will ask for a gradient of this call; of a call traced by `torch.jit` it is not known."""
+    if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 _requested: ContextVar[str | None] = ContextVar("wavemamba_backend", default=None)
@@ -80,13 +82,15 @@ _requested: ContextVar[str | None] = ContextVar("wavemamba_backend", default=Non
 class _Traced(threading.local):
     """What `_requested` holds, where `torch.compile` can read it: not every release traces a context variable.
 
-    A compiled graph guards on it, and so follows `use_backend`.
+    A compiled graph guards on it, and so follows `use_backend`, by threads though: not by the tasks of one thread.
     """
 
     name: str | None = None
 
 
 _traced = _Traced()
+_traced_inside: list[str] = []
+"""The blocks that a trace is inside of: it sees what happens to a list, but not what it writes to a context."""
 
 
 @contextmanager
@@ -100,15 +104,20 @@ def use_backend(name: str) -> Iterator[None]:
         BackendUnavailable: there is no backend of that name.
     """
     _check_name(name, "use_backend")
-    outer = _traced.name
-    token = None if torch.compiler.is_compiling() else _requested.set(name)
+    if torch.compiler.is_compiling():
+        _traced_inside.append(name)
+        try:
+            yield
+        finally:
+            _traced_inside.pop()
+        return
+    token = _requested.set(name)
     _traced.name = name
     try:
         yield
     finally:
-        _traced.name = outer
-        if token is not None:
-            _requested.reset(token)
+        _requested.reset(token)
+        _traced.name = _requested.get()
 
 
 def requested_backend(argument: str) -> str:
@@ -116,7 +125,10 @@ def requested_backend(argument: str) -> str:
     if argument != "auto":
         _check_name(argument, "backend")
         return argument
-    requested = _traced.name if torch.compiler.is_compiling() else _requested.get()
+    if not torch.compiler.is_compiling():
+        requested = _requested.get()
+    else:
+        requested = _traced_inside[-1] if _traced_inside else _traced.name
     if requested is not None:
         return requested
     name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wavemamba.errors import WavemambaError
+from wavemamba.ops.dispatch.flops import announce_flops, declare_flops
 
 _SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", int: "int", float: "float", str: "str"}
 
@@ -49,6 +50,7 @@ class KernelOp:
         schema: made by `schema_of`.
         compute: what the op does, its outputs new tensors.
         fake: the outputs' shapes, dtypes and strides, from tensors without data.
+        flops: how many floating-point operations, see `declare_flops`.
         setup_context: `(ctx, inputs, output)`, saves what the formula needs; None for an op that has no gradient.
         backward: `(ctx, *gradients)`, the formula; one value an input.
     """
@@ -59,20 +61,24 @@ class KernelOp:
         schema: str,
         compute: Callable[..., Any],
         fake: Callable[..., Any],
+        flops: Callable[..., int],
         setup_context: Callable[..., None] | None = None,
         backward: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         self.name = name
         self.op = torch.library.custom_op(f"wavemamba::{name}", compute, mutates_args=(), schema=schema)
         self.op.register_fake(fake)
+        declare_flops(name, flops)
         setup_context = setup_context or _save_nothing
         backward = backward or self._refuse_derivative
         self.op.register_autograd(backward, setup_context=setup_context)
+        self.op.register_vmap(self._one_by_one)
         members = {
             "generate_vmap_rule": True,
             "forward": staticmethod(self.op.__call__),
             "setup_context": staticmethod(setup_context),
             "backward": staticmethod(backward),
+            "jvp": staticmethod(self._refuse_forward_mode),
         }
         self._transformed: Any = type(name, (torch.autograd.Function,), members)
 
@@ -80,13 +86,26 @@ class KernelOp:
         """Run the op."""
         if torch.compiler.is_compiling():
             return self.op(*inputs)
+        if torch._C._len_torch_dispatch_stack() > 0:
+            announce_flops()
         if forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
-            raise WavemambaError(
-                f"{self.name}: its kernel has no forward-mode derivative; compute it with backend='torch'"
-            )
+            self._refuse_forward_mode()
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed.apply(*inputs)
         return self.op(*inputs)
+
+    def _one_by_one(self, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        """Map the op over a dimension of some inputs, which a kernel knows nothing of: one call an entry."""
+        results = [
+            self.op(*(value if at is None else value.select(at, i) for value, at in zip(inputs, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    def _refuse_forward_mode(self, *_: Any) -> Any:
+        raise WavemambaError(f"{self.name}: its kernel has no forward-mode derivative; compute it with backend='torch'")
 
     def _refuse_derivative(self, ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         name = self.name.removesuffix("_backward")

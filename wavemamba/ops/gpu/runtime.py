@@ -31,6 +31,8 @@ def launch(kernel: Any, programs: int, device_of: Tensor, *arguments: Any, warps
     Raises:
         ShapeError: the grid is larger than a GPU can take.
     """
+    if programs == 0:  # an empty batch
+        return
     if programs > _LARGEST_GRID:
         raise ShapeError(f"grid: expected at most {_LARGEST_GRID:,} programs, got {programs:,}; split the batch")
     with on_device(device_of):

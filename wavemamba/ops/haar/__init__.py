@@ -20,10 +20,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_levels, expect_shape
+from wavemamba.checks import expect_levels, expect_shape
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.dispatch.operands import expect_operands
 from wavemamba.ops.haar import op, reference, torch
 from wavemamba.ops.haar.op import HaarInputs
 
@@ -86,8 +87,8 @@ def haar_synthesis(bands: Tensor, levels: int, *, backend: str = "auto") -> Tens
     """
     expect_levels(levels)
     side = 2**levels
+    expect_operands(bands=bands)
     expect_shape("bands", bands, (None, None, None, side * side, None), "(B, h, w, 4**levels, C)")
-    expect_floating("bands", bands)
     grid = bands.unflatten(3, (side, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return _run(grid, levels, "interleaved", 1.0, True, backend)
 
@@ -131,8 +132,8 @@ def _check(x: Tensor, levels: int, layout: str) -> int:
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     expect_levels(levels)
+    expect_operands(x=x)
     expect_shape("x", x, (None, None, None, None), "(B, H, W, C)", "channels come last")
-    expect_floating("x", x)
     side = 2**levels
     height, width = x.shape[1:3]
     if height % side or width % side:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wavemamba.ops.cpu.runtime import empty_rows, float_rows, launch, rows
+from wavemamba.ops.cpu.runtime import launch
+from wavemamba.ops.cpu.tensors import empty_rows, float_rows, rows
 from wavemamba.ops.haar import numba_kernels as kernels
 from wavemamba.ops.haar.op import HaarInputs
 
@@ -27,7 +28,6 @@ def forward(inputs: HaarInputs) -> Tensor:
         width=width // side,
         channels=channels,
         layout=_LAYOUTS[layout],
-        steps=0,
         inverse=inverse,
         scale=scale,
         x=rows(source.flatten(1, 2)),

@@ -12,7 +12,7 @@ import numpy as np
 from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
-from wavemamba.ops.cpu.memory import aligned, load_some, row_address, step_row, store_some
+from wavemamba.ops.cpu.memory import aligned, load_some, row_address, store_some
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -34,7 +34,6 @@ JOB = Job(
     width=np.int64,
     channels=np.int64,
     layout=np.int64,
-    steps=np.int64,  # address of the step at which each token is visited, int64, 0 for row-major
     inverse=np.int64,
     scale=np.float64,
     x=ROWS,
@@ -86,7 +85,7 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
     levels, height, width, channels, layout = job.levels, job.height, job.width, job.channels, job.layout
     side = 1 << levels
     tokens = side * side
-    factor = splat(job.scale / side)
+    factor = splat(job.scale / side)  # before the sums, so that none overflows where the result would not
     forward = job.inverse == 0
     scratch = allocate((tokens + 2) * VECTOR_BYTES + tokens * (3 * 8 + 4 * channels))
     if scratch == 0:
@@ -116,9 +115,8 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 token = (band // side * height + h) * width * side + band % side * width + w
             else:
                 token = pixel
-            step = step_row(job.steps, token)
             pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
-            band_row = row_address(job.y, b, step) if forward else row_address(job.x, b, step)
+            band_row = row_address(job.y, b, token) if forward else row_address(job.x, b, token)
             put_int(pixel_rows + 8 * p, pixel_row)
             put_int(band_rows + 8 * p, band_row)
         if layout == CHANNEL and not forward:
@@ -131,13 +129,13 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 row = get_int(pixel_rows + 8 * p)
                 if not forward:
                     row = _band_row(mixed, bands, band_rows, p, channels, layout)
-                store(cell + p * VECTOR_BYTES, load_some(row + offset, count, spare))
+                store(cell + p * VECTOR_BYTES, load_some(row + offset, count, spare) * factor)
             _butterflies(cell, levels)
             for p in range(tokens):
                 row = get_int(pixel_rows + 8 * p)
                 if forward:
                     row = _band_row(mixed, bands, band_rows, p, channels, layout)
-                store_some(row + offset, load(cell + p * VECTOR_BYTES) * factor, count, spare)
+                store_some(row + offset, load(cell + p * VECTOR_BYTES), count, spare)
         if layout == CHANNEL and forward:
             for p in range(tokens):
                 for c in range(channels):

@@ -5,6 +5,7 @@ A backend with kernels is a module with one function, `forward(inputs) -> y`: th
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -34,6 +35,11 @@ def _fake(*values: Any) -> Tensor:
     return fake
 
 
+def _flops(*values: Any, **_: Any) -> int:
+    """The scaling, and two sums a value and level."""
+    return math.prod(values[0]) * (2 * HaarInputs(*values[:-1]).levels + 1)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, *ctx.linear_map, ctx.inverse, ctx.backend = inputs
 
@@ -42,7 +48,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return haar_map(dy, *ctx.linear_map, not ctx.inverse, ctx.backend), None, None, None, None, None
 
 
-haar_map = KernelOp("haar_map", schema_of(HaarInputs, "str backend"), _compute, _fake, _save, _gradients)
+haar_map = KernelOp("haar_map", schema_of(HaarInputs, "str backend"), _compute, _fake, _flops, _save, _gradients)
 
 
 def run(backend: str, inputs: HaarInputs) -> Tensor:

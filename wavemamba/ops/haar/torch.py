@@ -11,16 +11,16 @@ from wavemamba.ops.haar.op import HaarInputs
 
 
 def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 2x2 Haar transform, its own inverse: cell [[a, b], [c, d]] <-> LL, LH, HL, HH."""
+    """Twice the 2x2 Haar transform, which is its own inverse: cell [[a, b], [c, d]] <-> LL, LH, HL, HH."""
     top, bottom, left, right = a + b, c + d, a - b, c - d
-    return (top + bottom) / 2, (top - bottom) / 2, (left + right) / 2, (left - right) / 2
+    return top + bottom, top - bottom, left + right, left - right
 
 
 def run(inputs: HaarInputs) -> Tensor:
     """All cells at once; see `wavemamba.ops.haar` for the map and shapes."""
     x, levels, layout, scale, inverse = inputs
     side = 2**levels
-    y = x.to(accumulation_dtype(x.dtype)) * scale
+    y = x.to(accumulation_dtype(x.dtype)) * (scale * 0.5**levels)  # first, so that no sum overflows before it
     if inverse:
         bands = collect_bands(y, side, layout)
         for _ in range(levels):

@@ -142,9 +142,9 @@ def haar_map(
     else:
         for i in tl.static_range(SIDE * SIDE):
             place = (corner + (i // SIDE * width + i % SIDE)) * x_l + c
-            v = v + (tl.load(x + place, mask=mask, other=0.0).to(tl.float32),)
+            v = v + (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * factor,)
         for level in tl.static_range(LEVELS):
             v = _split(v, 1 << (2 * level), SIDE >> level)
         for k in tl.static_range(SIDE * SIDE):
             place = _map_place(k, h, w, c, turned, width, rows, channels, channels, SIDE, LAYOUT, TURNED, WIDE)
-            tl.store(y + place, (v[k] * factor).to(y.dtype.element_ty), mask=mask)
+            tl.store(y + place, v[k].to(y.dtype.element_ty), mask=mask)

@@ -10,11 +10,12 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_shape
+from wavemamba.checks import expect_shape
 from wavemamba.dtypes import widest_dtype
 from wavemamba.errors import ShapeError
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.dispatch.operands import expect_beside, expect_operands
 from wavemamba.ops.packed import expect_seq_idx
 from wavemamba.ops.selective_scan import mamba_ssm, op, reference, torch
 from wavemamba.ops.selective_scan.op import ScanInputs
@@ -129,7 +130,9 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     B, C = _grouped(B, C, width=u.shape[2])
-    order = None if order is None else expect_permutation(order, u.shape[1])
+    if order is not None:
+        order = expect_permutation(order, u.shape[1])
+        expect_beside("order", order, u)
     if seq_idx is not None:
         expect_seq_idx(seq_idx, u)
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, seq_idx)
@@ -155,13 +158,16 @@ def _check(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
 ) -> None:
+    expect_operands(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     expect_shape("u", u, (None, None, None), "(B, L, E)", "channels come last")
     batch, length, width = u.shape
-    if length < 1 or batch < 1 or width < 1:
-        raise ShapeError(f"u: expected (B, L, E) with no empty side, got {tuple(u.shape)}")
+    if length < 1 or width < 1:
+        raise ShapeError(f"u: expected (B, L, E) with L and E at least 1, got {tuple(u.shape)}; drop empty sequences")
     expect_shape("delta", delta, (batch, length, width), "(B, L, E)")
     expect_shape("A", A, (width, None), "(E, N)")
     state = A.shape[1]
+    if state < 1:
+        raise ShapeError(f"A: expected (E, N) with N at least 1, got {tuple(A.shape)}; give each channel a state")
     for name, tensor in (("B", B), ("C", C)):
         if tensor.dim() == 4:
             expect_shape(name, tensor, (batch, length, None, state), "(B, L, G, N)")
@@ -174,14 +180,12 @@ def _check(
         expect_shape("z", z, (batch, length, width), "(B, L, E)")
     if initial_state is not None:
         expect_shape("initial_state", initial_state, (batch, width, state), "(B, E, N)")
-    for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
-        expect_floating(name, value)
 
 
 def _grouped(B: Tensor, C: Tensor, width: int) -> tuple[Tensor, Tensor]:
     B = B.unsqueeze(2) if B.dim() == 3 else B
     C = C.unsqueeze(2) if C.dim() == 3 else C
-    if B.shape[2] != C.shape[2] or width % B.shape[2]:
+    if B.shape[2] != C.shape[2] or B.shape[2] < 1 or width % B.shape[2]:
         raise ShapeError(
             f"B, C: expected the same number of groups, a divisor of E = {width}, got {B.shape[2]}, {C.shape[2]}"
         )

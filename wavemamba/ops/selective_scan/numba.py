@@ -7,17 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from wavemamba.ops.cpu.runtime import (
-    address,
-    checked_order,
-    contiguous,
-    empty_rows,
-    float_rows,
-    launch,
-    rows,
-    sum_slices,
-)
+from wavemamba.ops.cpu.runtime import launch, sum_slices
 from wavemamba.ops.cpu.simd import LANES
+from wavemamba.ops.cpu.tensors import address, checked_order, contiguous, empty_rows, float_rows, rows
 from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.numba_backward import backward as backward_kernel
 from wavemamba.ops.selective_scan.numba_forward import forward as forward_kernel

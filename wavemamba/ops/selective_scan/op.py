@@ -12,6 +12,7 @@ A backend with kernels is a module with three functions:
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,28 @@ def _fake(*values: Any) -> tuple[Tensor, ...]:
     return inputs.u.new_empty(inputs.u.shape), *_HOSTS(backend).new_states(inputs, keep, new)
 
 
+_PER_STATE, _PER_STATE_BACKWARD = 7, 19
+"""Operations a channel, step and state: d * A, exp, * h, * B, +, * C, +; backward the first five of them again, the
+adjoint state (3), and product and sum for each of dB, dC, dx, d(delta) and dA beside the factor that two share."""
+
+
+def _flops(*values: Any, **_: Any) -> int:
+    """Every product, sum, exponential, softplus and SiLU of the equation as one."""
+    *fields, _keep, _backend = values
+    return _count(ScanInputs(*fields), _PER_STATE, 1)
+
+
+def _flops_backward(*values: Any, **_: Any) -> int:
+    """The gradients, with the states of a chunk computed again."""
+    return _count(ScanInputs(*values[3:-1]), _PER_STATE_BACKWARD, 3)
+
+
+def _count(shapes: Any, per_state: int, passes: int) -> int:
+    per_channel = 1 + sum((shapes.delta_bias is not None, shapes.delta_softplus))
+    per_channel += 2 * sum((shapes.D is not None, shapes.z is not None))
+    return int(math.prod(shapes.u) * (per_state * shapes.A[1] + passes * per_channel))
+
+
 def _compute_backward(*values: Any) -> tuple[Tensor, ...]:
     dy, dlast, kept, *fields, backend = values
     inputs = ScanInputs(*fields)
@@ -91,13 +114,20 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: None) -> tu
 
 
 scan = KernelOp(
-    "selective_scan", schema_of(ScanInputs, "bool keep", "str backend", returns=3), _compute, _fake, _save, _gradients
+    "selective_scan",
+    schema_of(ScanInputs, "bool keep", "str backend", returns=3),
+    _compute,
+    _fake,
+    _flops,
+    _save,
+    _gradients,
 )
 scan_backward = KernelOp(
     "selective_scan_backward",
     "(Tensor? dy, Tensor? dlast, Tensor kept, " + schema_of(ScanInputs, "str backend", returns=9)[1:],
     _compute_backward,
     _fake_backward,
+    _flops_backward,
 )
 
 

@@ -56,6 +56,7 @@ def _follow(value: Tensor, decay: Tensor, before: Tensor, starts: Tensor | None)
 def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """All steps at once; see `wavemamba.ops.selective_scan` for the equation and shapes."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, order, seq_idx = inputs
+    length = u.shape[1]
     dtype = accumulation_dtype(widest_dtype(u, delta, A))
     x, d, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     B, C = B.to(dtype), C.to(dtype)
@@ -69,6 +70,8 @@ def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     decay = torch.exp(d[..., None] * A)  # (B, L, E, N)
     grouped = (d * x).unflatten(2, (groups, -1))[..., None]  # (B, L, G, E / G, 1)
     value = (grouped * B.unsqueeze(3)).flatten(2, 3)
+    if initial_state is None and length == 1:  # the decay of a single step is an input too, whose gradient is zero
+        initial_state = torch.zeros_like(decay[:, 0])
     if initial_state is not None:
         first = torch.addcmul(value[:, :1], decay[:, :1], initial_state.to(dtype).unsqueeze(1))
         value = torch.cat([first, value[:, 1:]], dim=1)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from wavemamba.ops.gpu.math import LN2, LOG2E, sigmoid
-from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, reset, row_of, step_size
+from wavemamba.ops.selective_scan.triton_kernels import OPAQUE, place_of, read, reset, row_of, step_size, sum_states
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def _chunk(
             dy_t = read(dy + (row * dy_l + e), here, MASKED)
             if z is not None:
                 z_t = read(z + (row * z_l + e), here, MASKED)
-                y_t = tl.sum(h * c_l[:, None], axis=0)
+                y_t = sum_states(h * c_l[:, None], n, STATES)
                 if skip is not None:
                     y_t += skip * u_t
                 gate = sigmoid(z_t)
@@ -114,13 +114,13 @@ def _chunk(
             g += c_l[:, None] * dy_t[None, :]
             dB_l = tl.sum(g * (d * u_t)[None, :], axis=1)
             tl.store(dB + row * (groups * STATES), dB_l, mask=l < n_end)
-            g_B = tl.sum(g * b_l[:, None], axis=0)
+            g_B = sum_states(g * b_l[:, None], n, STATES)
             g *= tl.exp2(d[None, :] * decay_rate)
             h = states[STEPS - 1 - back]
             g = reset(g, starts, l, end)
             q = reset(g * h, starts, l, end)
             A_sum += q * d[None, :]
-            dd = tl.sum(q * decay_rate, axis=0) * LN2 + g_B * u_t
+            dd = sum_states(q * decay_rate, n, STATES) * LN2 + g_B * u_t
             du_t = g_B * d
             if skip is not None:
                 du_t += skip * dy_t

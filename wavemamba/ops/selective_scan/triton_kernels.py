@@ -73,6 +73,14 @@ def reset(x, starts, l, end):
 
 
 @triton.jit
+def sum_states(x, n, STATES: tl.constexpr):
+    """Sum a (states, channels) tile over its states; those that fill it up may be infinity times zero."""
+    if x.shape[0] != STATES:
+        x = tl.where((n < STATES)[:, None], x, 0.0)
+    return tl.sum(x, axis=0)
+
+
+@triton.jit
 def place_of(segments, blocks, groups, per_group, BLOCK: tl.constexpr):
     """Which part of the work a program has: batch element, segment, group, first channel, channels, their mask."""
     program = tl.program_id(0)
@@ -132,7 +140,7 @@ def _advance(
         d = step_size(ds[t], bias, valid, SOFTPLUS, False)
         h = reset(h, starts, first + t, end)
         h = tl.exp2(d[None, :] * decay_rate) * h + (d * us[t])[None, :] * b_l[:, None]
-        y_t = tl.sum(h * c_l[:, None], axis=0)
+        y_t = sum_states(h * c_l[:, None], n, STATES)
         if skip is not None:
             y_t += skip * us[t]
         if z is not None:
