@@ -14,6 +14,7 @@ from wavemamba.ops.causal_conv1d import BACKENDS as CONV_BACKENDS
 from wavemamba.ops.dispatch.backend import Case
 from wavemamba.ops.haar import BACKENDS as HAAR_BACKENDS
 from wavemamba.ops.selective_scan import BACKENDS as SCAN_BACKENDS
+from wavemamba.ops.ssd_scan import BACKENDS as SSD_BACKENDS
 
 
 def _scan() -> dict[str, Tensor]:
@@ -26,6 +27,14 @@ def _conv() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
+def _ssd() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (2, 5, 4, 3), "dt": (2, 5, 4), "A": (4,), "B": (2, 5, 2, 3), "C": (2, 5, 2, 3), "D": (4,)}
+    shapes |= {"z": (2, 5, 4, 3), "dt_bias": (4,), "initial_state": (2, 4, 3, 3)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return inputs | {"A": -inputs["A"].abs()}
+
+
 def _image() -> dict[str, Tensor]:
     return {"x": torch.randn(2, 4, 8, 5, generator=torch.Generator().manual_seed(0))}
 
@@ -33,6 +42,7 @@ def _image() -> dict[str, Tensor]:
 EXAMPLES = {
     "selective_scan": (ops.selective_scan, _scan, {"delta_softplus": True, "return_last_state": True}, SCAN_BACKENDS),
     "causal_conv1d": (ops.causal_conv1d, _conv, {"activation": "silu"}, CONV_BACKENDS),
+    "ssd_scan": (ops.ssd_scan, _ssd, {"dt_softplus": True, "return_last_state": True}, SSD_BACKENDS),
     "to_haar_map": (ops.to_haar_map, _image, {"levels": 2, "layout": "channel"}, HAAR_BACKENDS),
     "from_haar_map": (ops.from_haar_map, _image, {"levels": 2, "layout": "mosaic"}, HAAR_BACKENDS),
 }

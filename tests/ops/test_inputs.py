@@ -162,7 +162,8 @@ def default_device(device):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_defaults_of_pytorch_change_nothing(call, setting):
     order, seq_idx = torch.tensor([3, 1, 4, 0, 2]), torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
-    options = {"order": order, "seq_idx": seq_idx} if "haar" not in call.op else {}
+    options = {} if "haar" in call.op else {"seq_idx": seq_idx}
+    options |= {"order": order} if call.op in ("selective_scan", "causal_conv1d") else {}
     inputs = call.inputs
     expected = call.with_gradients(inputs, **options)
     with SETTINGS[setting]():
@@ -186,7 +187,7 @@ def test_loss_on_the_last_state_alone(scan_call, setting):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_empty_batch_gives_an_empty_result(call, dtype):
-    batched = {"u", "delta", "B", "C", "z", "initial_state", "x"}
+    batched = {"u", "delta", "B", "C", "z", "initial_state", "x", "dt"}
     inputs = {k: (v[:0] if k in batched else v).to(dtype) for k, v in call.inputs.items()}
     results = call.with_gradients(inputs)
     assert all(results[i].shape == y[:0].shape for i, y in enumerate(call()))
@@ -217,9 +218,9 @@ def test_empty_sides_are_named(case):
 
 def test_every_input_of_a_single_step_has_a_gradient(call):
     """Otherwise distributed training meets an unused parameter."""
-    along = {"u", "delta", "B", "C", "z"} if call.op == "selective_scan" else {"x"}
+    along = {"u", "delta", "B", "C", "z", "x", "dt"}
     inputs = call.inputs
-    if call.op in ("selective_scan", "causal_conv1d"):
+    if "haar" not in call.op:
         inputs = {k: v[:, :1] if k in along else v for k, v in inputs.items()}
         del inputs["initial_state"]
     results = call.with_gradients(inputs)

@@ -92,7 +92,7 @@ class Segments(NamedTuple):
         """As many as the GPU of `device_of` needs to be busy, one where batch and channels suffice."""
         whole = cls(1, sizes.chunks * CHUNK)
         programs = sizes.batch * sizes.groups * sizes.blocks
-        wanted = WARPS_PER_MULTIPROCESSOR * multiprocessors(device_of) // programs
+        wanted = WARPS_PER_MULTIPROCESSOR * multiprocessors(device_of) // max(programs, 1)
         wanted = min(wanted, sizes.length // SHORTEST_SEGMENT)
         if wanted < FEWEST_SEGMENTS:
             return whole

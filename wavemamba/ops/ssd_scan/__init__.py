@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch.nn.functional as F
-from torch import Tensor, int32, int64
+from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_shape
+from wavemamba.checks import expect_shape
 from wavemamba.dtypes import accumulation_dtype, autocast_off, widest_dtype
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
+from wavemamba.ops.dispatch.operands import expect_operands
+from wavemamba.ops.packed import expect_seq_idx
 from wavemamba.ops.ssd_scan import reference, torch
 
 __all__ = ["BACKENDS", "ssd_scan"]
@@ -150,6 +152,7 @@ def _check(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
 ) -> None:
+    expect_operands(x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state)
     expect_shape("x", x, (None, None, None, None), "(B, L, H, P)")
     batch, length, heads, width = x.shape
     expect_shape("dt", dt, (batch, length, heads), "(B, L, H)")
@@ -170,10 +173,4 @@ def _check(
     if initial_state is not None:
         expect_shape("initial_state", initial_state, (batch, heads, width, states), "(B, H, P, N)")
     if seq_idx is not None:
-        expect_shape("seq_idx", seq_idx, (batch, length), "(B, L)")
-        if seq_idx.dtype not in (int32, int64):
-            raise ShapeError(f"seq_idx: expected integers, got {seq_idx.dtype}; convert them with .long()")
-    named: dict[str, Any] = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
-    for name, tensor in named.items():
-        if tensor is not None:
-            expect_floating(name, tensor)
+        expect_seq_idx(seq_idx, x)
