@@ -31,7 +31,7 @@ def in_a_new_process(code):
     return result.stdout.strip()
 
 
-def test_importing_the_library_first():
+def test_importing_the_library_first(tmp_path):
     """It imports nothing heavy, and timm, once imported, has the models."""
     code = f"""
 import sys, torch
@@ -39,6 +39,9 @@ before = set(sys.modules)
 import wavemamba
 new = set(sys.modules) - before
 print(sorted(name for name in {HEAVY!r} if name in new))
+wavemamba.create_model("dimsum_tiny", img_size=8, depth=1).save_pretrained({str(tmp_path)!r})
+wavemamba.DiMSUM.from_pretrained({str(tmp_path)!r})
+assert "torch._dynamo" not in sys.modules and "huggingface_hub" not in sys.modules  # nor does loading
 import timm
 assert timm.is_model("dimsum_l2") and timm.list_models("dimsum_l4*") == ["dimsum_l4", "dimsum_l4_d20"]
 assert "exec_module" not in vars(timm.models.__spec__.loader)

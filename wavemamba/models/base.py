@@ -76,17 +76,18 @@ class Model(nn.Module):
         Raises:
             ConfigError: the model was built on the meta device, and a module has none.
         """
-        on_meta = any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers()))
+        if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
+            self._made_on_meta = True
+            return  # there are no values yet
         for name, module in list(self.named_modules())[:0:-1]:  # what a module holds comes before it
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if callable(reset):
                 reset()
-            elif self._made_on_meta and not on_meta and (module._parameters or module._buffers):
+            elif self._made_on_meta and (module._parameters or module._buffers):
                 raise ConfigError(
                     f"{name}: expected a module with reset_parameters, as the model was built on the meta device, got "
                     f"{type(module).__name__}; give it one, or build the model elsewhere"
                 )
-        self._made_on_meta = self._made_on_meta or on_meta
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
         """Rename what a file holds to the names of this model.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from wavemamba.errors import CheckpointError, WavemambaError
 from wavemamba.models.weights import expect_fit
@@ -18,6 +19,10 @@ from wavemamba.models.weights import expect_fit
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
 
+_INITIALISERS = {
+    "normal_", "uniform_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_",
+    "zeros_", "ones_", "constant_", "zero_", "fill_", "copy_",
+}  # fmt: skip
 _SPARE_NUMBERS, _SPARE_TENSORS = 2**20, 1000
 
 
@@ -39,6 +44,13 @@ def drawing_nothing() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build on the meta device, where nothing is allocated, and nothing drawn."""
+    with torch.device("meta"), _WithoutDraws():
+        yield
+
+
 def build_to_load(build: Callable[[], Model], shapes: Mapping[str, Tensor], *, on_meta: bool) -> Model:
     """Build a model for a file of weights, and compare the two before anything is allocated.
 
@@ -54,7 +66,7 @@ def build_to_load(build: Callable[[], Model], shapes: Mapping[str, Tensor], *, o
     with drawing_nothing(), _bounded(2 * numbers + _SPARE_NUMBERS, 2 * count + _SPARE_TENSORS):
         trial: Model | None = None
         # A part of a user's own may be one that cannot be built without values.
-        with contextlib.ExitStack() as tolerant, torch.device("meta"):
+        with contextlib.ExitStack() as tolerant, without_values():
             if not on_meta:
                 tolerant.enter_context(contextlib.suppress(_Unbuildable))
             trial = _named(build)
@@ -66,6 +78,17 @@ def build_to_load(build: Callable[[], Model], shapes: Mapping[str, Tensor], *, o
 def has_meta(model: nn.Module) -> bool:
     """Whether a parameter or buffer has no values yet."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out what gives values to tensors that hold none; PyTorch would import its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        given = args[0] if args else kwargs.get("tensor")  # which is how torch.nn.init passes it on
+        if name in _INITIALISERS and isinstance(given, Tensor) and given.is_meta:
+            return given
+        return func(*args, **kwargs)
 
 
 class _Unbuildable(CheckpointError):

@@ -215,4 +215,4 @@ def _is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.element_size() < 2:
         tensor = tensor.float()
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float64)) or torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())  # a sum of large numbers may overflow

@@ -119,6 +119,8 @@ class SelectiveSSM(UndecayedParameters):
 
         Source: Gu and Dao, "Mamba", 2023, section 3.6, and their released code's constants.
         """
+        if self.A_log.is_meta:
+            return  # there are no values yet, and PyTorch imports its compiler for arithmetic on none
         bound = 1 / math.sqrt(self.d_conv)
         nn.init.uniform_(self.conv_weight, -bound, bound)
         nn.init.uniform_(self.conv_bias, -bound, bound)

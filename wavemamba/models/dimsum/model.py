@@ -68,6 +68,8 @@ class DiMSUM(PatchDiffusionModel):
         the blocks' own modulation and the output layer are zero.
         """
         super().reset_parameters()
+        if self.pos_embed.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

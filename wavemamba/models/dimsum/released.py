@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
+from wavemamba.models.building import without_values
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.released_names import is_released
@@ -80,7 +81,7 @@ def load_released(
 
 def _loaded(state: dict[str, Tensor], config: DiMSUMConfig, dtype: torch.dtype | None) -> DiMSUM:
     # Built without values, and compared with the file before any are allocated; then given the file's tensors.
-    with torch.device("meta"):
+    with without_values():
         model = DiMSUM(config)
     own, called = model.import_state(state)
     expect_fit(model, own, called)
