@@ -92,6 +92,15 @@ def test_names_that_are_no_utf8_are_read_named_and_hashed(tmp_path):
         text.encode("utf-8")
 
 
+def test_classes_that_look_alike_are_kept_apart(tmp_path):
+    for name in (b"caf\xe9", rb"caf\xe9"):
+        os.mkdir(os.fsencode(tmp_path) + b"/" + name)
+        with open(os.fsencode(tmp_path) + b"/" + name + b"/a.png", "wb") as file:
+            file.write(png(3))
+    folder = ImageFolder(tmp_path, SMALL)
+    assert (len(folder), len(folder.classes), sorted(label for _, label in folder.files)) == (2, 2, [0, 1])
+
+
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p / "sub").mkdir(parents=True)])
 def test_missing_or_empty_folder_is_named(tmp_path, make):
     folder = tmp_path / "pictures"

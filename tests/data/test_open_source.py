@@ -120,6 +120,7 @@ def test_streams_are_not_verified(registry):
     register_source("streamed", lambda what, *, view: CountingStream([3]))
     with pytest.raises(ConfigError, match="verify: expected it off for streamed data"):
         open_source("streamed:", verify=True)
+    assert open_source("streamed:", skip_unreadable=True).skip_unreadable
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", ""])

@@ -144,8 +144,10 @@ def test_a_broken_exif_block_leaves_the_picture(tmp_path):
     image.save(tmp_path / "a.jpg", exif=exif(6, text_for_a_number, entries=2))
     image.save(tmp_path / "b.jpg", exif=b"Exif\0\0garbage" * 3)
     image.save(tmp_path / "c.jpg")
+    image.save(tmp_path / "d.jpg", xmp=b"<x:xmpmeta \xa8\xff not UTF-8")
     plain = read(tmp_path / "c.jpg", size=8)
     assert torch.equal(read(tmp_path / "b.jpg", size=8), plain)
+    assert torch.equal(read(tmp_path / "d.jpg", size=8), plain)
     torch.testing.assert_close(read(tmp_path / "a.jpg", size=8), plain.rot90(-1, (1, 2)), atol=0.1, rtol=0)
 
 

@@ -9,7 +9,7 @@ from data.made import Counting, CountingStream
 
 from wavemamba.data import Batches, Digits, ExampleStream, StepBatches, hold_out, open_source, slices_of_batch
 from wavemamba.data.ahead import read_ahead
-from wavemamba.data.lanes import Lanes
+from wavemamba.data.lanes import Lanes, UnreadableRowWarning
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import derive_seed
 
@@ -180,6 +180,37 @@ def test_what_cannot_be_split_or_read_is_refused():
         Batches(Counting(0), seed=0, batch_size=1, start=0, stop=1)
     with pytest.raises(ConfigError, match="mirror"):
         open_source("digits", mirror=True)
+
+
+class Damaged(CountingStream):
+    skip_unreadable = True
+
+    def decode(self, row, generator=None):
+        if row % 5 == 2:
+            raise DataError(f"row {row}: expected a picture")
+        return torch.full((1, 1, 1), float(row)), 0
+
+
+def test_rows_of_a_stream_that_cannot_be_read_are_left_out_and_named():
+    def make():
+        return Damaged([9, 7, 8], lanes=2, buffer=4)
+
+    with pytest.warns(UnreadableRowWarning, match="row 2: expected a picture"):
+        whole = seen(make(), 0, 6)
+    assert all(row % 5 != 2 for x, _ in whole for row in x)
+    with pytest.warns(UnreadableRowWarning):
+        assert seen(make(), 3, 6) == whole[3:]
+    strict = make()
+    strict.skip_unreadable = False
+    with pytest.raises(DataError, match="expected a picture"):
+        seen(strict, 0, 6)
+    with pytest.warns(UnreadableRowWarning), pytest.raises(DataError, match="all 4 of a buffer"):
+        seen(AllDamaged([9]), 0, 1)
+
+
+class AllDamaged(Damaged):
+    def decode(self, row, generator=None):
+        raise DataError("expected a picture")
 
 
 class Uneven(Counting):

@@ -75,6 +75,8 @@ def test_names_of_classes(tmp_path):
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
     assert open_source(tmp_path, size=8, classes=("dog", "cat", "cow")).labels.tolist() == [1, 0, 1, 0]
     assert open_source(tmp_path, size=8, label="none").classes == ("all",)
+    with pytest.raises(DataError, match="every name once"):
+        open_source(tmp_path, size=8, classes=("cat", "dog", "cat"))
     with pytest.raises(DataError, match=r"shard-00\.tar: /0000.*'cat'|0000\.png.*'cat'"):
         open_source(tmp_path, size=8, classes=("dog", "cow"))
 
@@ -95,9 +97,10 @@ def members(tmp_path, *names, data=None):
 
 
 def test_hidden_members_are_left_out_and_folders_are_kept_apart(tmp_path):
-    path = members(tmp_path, "./a/1.png", "./a/._1.png", "b/1.png", ".hidden/2.png", "b/1.txt")
+    path = members(tmp_path, "./a/1.png", "./a/._1.png", "b/1.png", ".hidden/2.png", "b/1.txt", f"22.0/{'n' * 300}.png")
     source = open_source(path, size=8)
-    assert len(source) == 2
+    assert len(source) == 3
+    assert source.example(2)[0].shape == (3, 8, 8)
     assert "2 hidden names" in source.summary()
 
 
@@ -108,6 +111,8 @@ def test_hidden_members_are_left_out_and_folders_are_kept_apart(tmp_path):
         (["1.png", "1.cls", "2.png"], {}, r"2\.png: expected a label, 1 of 2 samples"),
         (["1.cls"], {}, "expected pictures.*1 samples without a picture"),
         (["1.png", "1.cls"], {"classes": ("a",)}, "expected a label below 1"),
+        (["22.05.png", "22.05.cls"], {}, r"names without dots.*22\.05\.cls"),
+        (["22.05.png", "22.06.png"], {}, r"second one: 22\.06\.png"),
         (["1.png"], {"classes": ("a", "b")}, "for 2 classes, there are none"),
     ],
 )

@@ -5,6 +5,7 @@ from wavemamba.data.encoding import encode_source
 from wavemamba.data.hf_datasets import HuggingFaceDataset
 from wavemamba.data.hf_stream import HuggingFaceStream
 from wavemamba.data.image_folder import ImageFolder
+from wavemamba.data.lanes import UnreadableRowWarning
 from wavemamba.data.latent_shards import LatentShards
 from wavemamba.data.latent_writer import LatentShardWriter
 from wavemamba.data.opening import open_source, register_source, source_kinds
@@ -30,6 +31,7 @@ __all__ = [
     "StepBatches",
     "StreamedSource",
     "TarShards",
+    "UnreadableRowWarning",
     "collate",
     "encode_source",
     "hold_out",

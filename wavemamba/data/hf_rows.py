@@ -81,7 +81,7 @@ class HuggingFaceRows:
             return 0
         value = row[self.label]
         names = self.classes or ()
-        if isinstance(value, str) and value in names:
+        if isinstance(value, str) and names.count(value) == 1:
             return names.index(value)
         if isinstance(value, int) and 0 <= value < len(names):
             return value

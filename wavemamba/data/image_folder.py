@@ -73,18 +73,18 @@ class ImageFolder(ExampleSource):
                 )
         if labels == "none":
             every = [*beside.pictures, *(path for found in inside.values() for path in found.pictures)]
-            groups = {shown(self.folder.resolve().name): sorted(every)}
+            groups = [(shown(self.folder.resolve().name), sorted(every))]
         else:
-            groups = {shown(name): found.pictures for name, found in sorted(inside.items())}
+            groups = [(shown(name), found.pictures) for name, found in sorted(inside.items())]
             self.skipped["images beside the class folders"] += len(beside.pictures)
             self.skipped["sub-folders without images"] += len(subfolders) - len(inside)
-        self.files = [(path, label) for label, paths in enumerate(groups.values()) for path in paths]
+        self.files = [(path, label) for label, (_, paths) in enumerate(groups) for path in paths]
         if not self.files:
             raise DataError(
                 f"{shown(folder)}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), one sub-folder a class, "
                 f"found none{_skipped_words(self.skipped)}"
             )
-        self.classes = tuple(groups)
+        self.classes = tuple(name for name, _ in groups)
 
     def __len__(self) -> int:
         return len(self.files)

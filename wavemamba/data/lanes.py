@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 from wavemamba.data.source import StreamedSource
 from wavemamba.errors import DataError
 from wavemamba.seeds import generator_for
+
+
+class UnreadableRowWarning(UserWarning):
+    """A row of a stream cannot be decoded, and another one took its place."""
 
 
 class Lanes:
@@ -57,8 +62,25 @@ class Lanes:
             rows = list(islice(plain, size))
             generator = generator_for(self.seed, "lane", lane, block)
             order = torch.randperm(size, generator=generator, dtype=torch.int64, device="cpu").tolist()
-            yield from (rows[i] for i in order[skipped:])
+            yield from (self._readable(rows, order, place) for place in range(skipped, size))
             block, skipped = block + 1, 0
+
+    def _readable(self, rows: list[Any], order: list[int], place: int) -> Any:
+        """The row at a place of a block's order, or the next one after it that can be decoded where that is wanted."""
+        if not self.source.skip_unreadable:
+            return rows[order[place]]
+        for number in (*order[place:], *order[:place]):
+            if (fault := self._fault(rows[number])) is None:
+                return rows[number]
+            warnings.warn(f"left out: {fault}", UnreadableRowWarning, stacklevel=2)
+        raise DataError(f"stream: expected readable rows, all {len(rows)} of a buffer cannot be read")
+
+    def _fault(self, row: Any) -> DataError | None:
+        try:
+            self.source.decode(row)
+        except DataError as error:
+            return error
+        return None
 
     def _plain_rows(self, lane: int, start: int) -> Iterator[Any]:
         """The rows of a lane as they lie in its shards, from number `start` on."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, Source, shown
+from wavemamba.data.source import ExampleSource, Source, StreamedSource, shown
 from wavemamba.data.verify import verified
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.names import check_names, choose
@@ -115,9 +115,12 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
     source = chosen.open(what, view=view, **given)
     if not looked_at:
         return source
-    if not isinstance(source, ExampleSource):
-        raise ConfigError(f"{min(looked_at)}: expected it off for streamed data, which are read once; leave it out")
-    return verified(source, **looked_at)
+    if isinstance(source, ExampleSource):
+        return verified(source, **looked_at)
+    if "verify" in looked_at or not isinstance(source, StreamedSource):
+        raise ConfigError(f"{max(looked_at)}: expected it off for streamed data, which are read once; leave it out")
+    source.skip_unreadable = True
+    return source
 
 
 def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:

@@ -83,12 +83,15 @@ class StreamedSource(Source):
         num_shards: pieces that can be opened one by one, >= 1.
         lanes: shards that are read side by side, so that a batch mixes them.
         buffer: rows of a lane that are held in memory and shuffled among themselves.
+        skip_unreadable: put the next readable row of the buffer in the place of one that cannot be decoded, with a
+            warning that names it. Every row is decoded once more for that, by the thread that reads.
     """
 
     num_examples: int | None = None
     num_shards: int
     lanes: int = 8
     buffer: int = 256
+    skip_unreadable: bool = False
 
     @abstractmethod
     def rows(self, shard: int, start: int = 0) -> Iterator[Any]:

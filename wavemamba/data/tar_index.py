@@ -103,6 +103,11 @@ def _sort_in(
     kind = suffix.lower()
     image, label = suffixes
     is_label = label is not None and kind == label
+    if label is not None and kind.endswith(f".{label}"):
+        raise DataError(
+            f"{shown(path)}: expected names without dots, whose suffix begins at the first one, got "
+            f"{shown(member.name)}; rename the members, or say label= (none: one class)"
+        )
     is_image = kind == image if image else f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES
     if not is_label and not is_image:
         skipped[f".{shown(kind)} members"] += 1

@@ -151,6 +151,8 @@ class TarShards(ExampleSource):
                 )
             return names, numbers
         names = tuple(classes) if classes is not None else tuple(sorted({*texts}))
+        if len({*names}) != len(names):
+            raise DataError(f"classes: expected every name once, as labels are names, got {classes!r}")
         table = {name: number for number, name in enumerate(names)}
         for index, text in enumerate(texts):
             if text not in table:
