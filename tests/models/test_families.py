@@ -18,11 +18,11 @@ class ConvConfig(DiffusionConfig):
     width: int = 8
 
 
-@register_model(entry_points={"conv_small": {}, "conv_wide": {"width": 16}})
+@register_model(entry_points={"twoconv_small": {}, "twoconv_wide": {"width": 16}})
 class Conv(DiffusionModel):
     """Two convolutions."""
 
-    family = "conv"
+    family = "twoconv"
     config_class = ConvConfig
 
     def __init__(self, config):
@@ -40,14 +40,14 @@ class Conv(DiffusionModel):
 
 
 @register_model
-def conv_function(**overrides):
+def twoconv_function(**overrides):
     """A function."""
     return Conv(ConvConfig(**{"width": 4, **overrides}))
 
 
 def test_it_is_known_everywhere(tmp_path):
-    assert list_models("conv*") == ["conv_function", "conv_small", "conv_wide"]
-    model = create_model("conv_wide", num_classes=0, in_chans=3, img_size=(4, 6)).eval()
+    assert list_models("twoconv*") == ["twoconv_function", "twoconv_small", "twoconv_wide"]
+    model = create_model("twoconv_wide", num_classes=0, in_chans=3, img_size=(4, 6)).eval()
     assert model.blocks[0].out_channels == 16
     assert (model.in_chans, model.out_chans, model.img_size, model.time_range) == (3, 3, (4, 6), (0.0, 1.0))
     assert (model.num_classes, model.null_class, model.condition.kind) == (0, None, "none")
@@ -58,13 +58,13 @@ def test_it_is_known_everywhere(tmp_path):
     assert loaded.trained_for == model.trained_for
     x = torch.randn(2, 3, 4, 6)
     assert torch.equal(loaded(x, torch.rand(2)), model(x, torch.rand(2)))
-    assert create_model("conv_function", width=5).blocks[0].out_channels == 5
+    assert create_model("twoconv_function", width=5).blocks[0].out_channels == 5
     with pytest.raises(CheckpointError, match="load_pretrained takes every family"):
         wavemamba.DiMSUM.from_pretrained(tmp_path)
 
 
 def test_the_contract_of_any_diffusion_model():
-    model = create_model("conv_small", in_chans=1)
+    model = create_model("twoconv_small", in_chans=1)
     maps = model.forward_intermediates(torch.randn(2, 1, 4, 4), torch.rand(2), indices=[0], output_fmt="NHWC")
     assert len(maps) == 1
     assert (model.condition.kind, model.condition.num_classes, model.condition.null_class) == ("class", 1000, 1000)
@@ -73,7 +73,7 @@ def test_the_contract_of_any_diffusion_model():
         lambda: model.set_grad_checkpointing(),
         lambda: model.reset_classifier(3),
         lambda: model.set_input_size(8),
-        lambda: create_model("conv_small", widht=3),
+        lambda: create_model("twoconv_small", widht=3),
     ):
         with pytest.raises(ConfigError):
             refused()
@@ -82,15 +82,15 @@ def test_the_contract_of_any_diffusion_model():
 
 
 def test_registering_again_replaces_and_taken_names_are_refused():
-    register_model(Conv, entry_points={"conv_small": {}, "conv_wide": {"width": 16}})
-    register_model(conv_function)
-    other = type("Other", (Conv,), {"family": "conv"})
+    register_model(Conv, entry_points={"twoconv_small": {}, "twoconv_wide": {"width": 16}})
+    register_model(twoconv_function)
+    other = type("Other", (Conv,), {"family": "twoconv"})
     third = type("Third", (Conv,), {"family": "third"})
     for thing, names, message in (
-        (other, None, "'conv'"),
+        (other, None, "'twoconv'"),
         (type("Thief", (Conv,), {"family": "dimsum"}), None, "'dimsum'"),
         (third, {"dimsum_l2": {}}, "'dimsum_l2'"),
-        (third, {"conv_function": {}}, "'conv_function'"),
+        (third, {"twoconv_function": {}}, "'twoconv_function'"),
         (third, {"third": {"widht": 3}}, "did you mean width"),
         (type("Nameless", (Model,), {}), None, "name its family"),
         (lambda: None, None, "a function with a name"),
@@ -100,7 +100,7 @@ def test_registering_again_replaces_and_taken_names_are_refused():
         with pytest.raises(ConfigError, match=message):
             register_model(thing, entry_points=names)
     assert "third" not in list_models()
-    assert create_model("conv_wide").config.width == 16
+    assert create_model("twoconv_wide").config.width == 16
 
 
 def test_a_function_must_return_a_model():
@@ -113,8 +113,8 @@ def test_a_function_must_return_a_model():
 
 
 def test_another_process_is_told_to_register_the_family(tmp_path):
-    create_model("conv_small").save_pretrained(tmp_path)
-    text = (tmp_path / "config.json").read_text().replace('"conv"', '"convolution"')
+    create_model("twoconv_small").save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text().replace('"twoconv"', '"convolution"')
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"got 'convolution'.*register_model"):
         load_pretrained(tmp_path)
