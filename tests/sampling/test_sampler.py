@@ -213,6 +213,24 @@ def test_pictures_are_shown_and_saved(model, tmp_path):
     assert json.loads((saved / "record.json").read_text()) == pictures.record
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_inside_others_is_sampled_as_the_model(model, one_process):
+    expected = Sampler(model)([0, 1], [0, 1], **QUICK)
+    for wrapped in (nn.parallel.DistributedDataParallel(model), torch.compile(model, backend="eager", disable=True)):
+        pictures = Sampler(wrapped)([0, 1], [0, 1], **QUICK)
+        agree(pictures.images, expected.images)
+        assert pictures.record["family"] == "dimsum"
+    for other in (nn.Linear(2, 2), lambda x, t: x):
+        with pytest.raises(ConfigError, match="in_chans"):
+            Sampler(other)
+
+
 def test_low_precision(folder):
     sampler = Sampler.from_pretrained(folder, dtype=torch.bfloat16)
     pictures = sampler([0], [0], **QUICK)

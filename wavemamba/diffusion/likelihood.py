@@ -72,7 +72,7 @@ def log_likelihood(
     `log p(x_1) = log N(x_0; 0, I) - int div v(x_t, t) dt` along the flow through `x_1`, with
     `div v ~ mean_k e_k^T (dv/dx) e_k` for Rademacher probes `e_k`, which stay the same along the trajectory. The
     estimate is unbiased; its variance falls with the number of probes. Data and logarithm are integrated together, each
-    held to the tolerances by itself.
+    held to the tolerances by itself (but by scipy_solver, which has its own norm).
 
     Source: Grathwohl et al., "FFJORD", ICLR 2019; Song et al., ICLR 2021, section 4.3.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -18,6 +17,7 @@ from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
 from wavemamba.names import check_names
 from wavemamba.sampling.classes import Classes, class_ids, paired
+from wavemamba.sampling.model_modules import described, evaluating
 from wavemamba.sampling.pictures import Pictures
 from wavemamba.sampling.progress import progress_bar
 from wavemamba.sampling.record import machine, plain_conditions, plain_objective, weights_digest
@@ -37,7 +37,8 @@ class Sampler:
     the model. The model is in evaluation mode while it is sampled, and afterwards as it was.
 
     Args:
-        model: a diffusion model, see `wavemamba.models.DiffusionModel` for what is read of it.
+        model: a diffusion model, see `wavemamba.models.DiffusionModel` for what is read of it; also one that DDP,
+            `torch.compile` or another module holds.
         objective: path and prediction that it was trained for; None: what `model.trained_for` says.
         autoencoder: decodes latents: an `Autoencoder`, a folder or a hub id; None: what `model.trained_for` says.
         source: where the model comes from, for the record.
@@ -49,16 +50,15 @@ class Sampler:
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: nn.Module,
         objective: Objective | None = None,
         *,
         autoencoder: Autoencoder | str | os.PathLike[str] | None = None,
         source: str | None = None,
         revision: str | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model: expected a diffusion model, got {type(model).__name__}")
-        trained_for: TrainedFor = getattr(model, "trained_for", TrainedFor())
+        self.described = described(model)
+        trained_for: TrainedFor = getattr(self.described, "trained_for", TrainedFor())
         if objective is None:
             if trained_for.objective is None:
                 raise ConfigError(
@@ -68,20 +68,20 @@ class Sampler:
             objective = Objective.from_dict(trained_for.objective)
         if not isinstance(objective, Objective):
             raise ConfigError(f"objective: expected an Objective(path, prediction), got {objective!r}")
-        first, last = getattr(model, "time_range", (0.0, 1.0))
+        first, last = getattr(self.described, "time_range", (0.0, 1.0))
         if not first <= objective.sample_interval.start < objective.sample_interval.end <= last:
             raise ConfigError(
                 f"objective: expected times within the model's {first, last}, got {tuple(objective.sample_interval)}"
             )
         self.model, self.objective, self.source, self.revision = model, objective, source, revision
-        self.class_names = trained_for.class_names or tuple(map(str, range(model.num_classes)))
+        self.class_names = trained_for.class_names or tuple(map(str, range(self.described.num_classes)))
         chosen = trained_for.autoencoder if autoencoder is None else autoencoder
         self.autoencoder_source = None if isinstance(chosen, Autoencoder) or chosen is None else str(chosen)
         if chosen is not None and not isinstance(chosen, Autoencoder):
             chosen = Autoencoder.from_pretrained(os.fspath(chosen), device=self.device)
-        if chosen is not None and chosen.latent_channels != model.in_chans:
+        if chosen is not None and chosen.latent_channels != self.described.in_chans:
             raise ConfigError(
-                f"autoencoder: expected latents of {model.in_chans} channels, as the model has, got "
+                f"autoencoder: expected latents of {self.described.in_chans} channels, as the model has, got "
                 f"{chosen.latent_channels}; pass the autoencoder that the model was trained with"
             )
         self.autoencoder = chosen
@@ -138,14 +138,14 @@ class Sampler:
             ShapeError: it is not divisible by the autoencoder's downsampling.
         """
         if size is None:
-            return (self.model.in_chans, *self.model.img_size)
+            return (self.described.in_chans, *self.described.img_size)
         pair = size if isinstance(size, Sequence) else (size, size)
         if len(pair) != 2:
             raise ConfigError(f"size: expected a side or (height, width), got {size!r}")
         height, width = (expect_count("size", side, 1) for side in pair)
         if self.autoencoder is not None:
             return self.autoencoder.latent_shape(height, width)
-        return self.model.in_chans, height, width
+        return self.described.in_chans, height, width
 
     def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> Tensor:
         """Where the samples of these seeds start: (n, C, h, w)."""
@@ -157,7 +157,7 @@ class Sampler:
         Raises:
             ConfigError: there is no such class.
         """
-        return class_ids(classes, self.class_names, self.model.num_classes, self.model.null_class)
+        return class_ids(classes, self.class_names, self.described.num_classes, self.described.null_class)
 
     @torch.no_grad()
     def __call__(
@@ -200,7 +200,7 @@ class Sampler:
         shape, many = self.latent_shape(size), 1 if how.alone else expect_count("batch_size", batch_size, 1)
         call, scale = self._guided(how, bool(ids))
         drawn, evaluations = [], 0
-        with _evaluating(self.model), progress_bar(len(numbers), progress) as show:
+        with evaluating(self.model), progress_bar(len(numbers), progress) as show:
             for start in range(0, len(numbers), many):
                 part = numbers[start : start + many]
                 y = torch.tensor(ids[start : start + many], device=self.device) if ids else None
@@ -221,9 +221,9 @@ class Sampler:
         images = torch.cat(drawn)
         names = tuple(self.class_names[i] if i < len(self.class_names) else "any" for i in ids)
         record = {
-            "model": self.source or type(self.model).__name__,
+            "model": self.source or type(self.described).__name__,
             "revision": self.revision,
-            "family": getattr(self.model, "family", type(self.model).__name__),
+            "family": getattr(self.described, "family", type(self.described).__name__),
             "weights_sha256": weights_digest(self.model),
             "objective": plain_objective(self.objective),
             "autoencoder": self.autoencoder_source if decode else None,
@@ -240,14 +240,14 @@ class Sampler:
         return Pictures(images, names, record)
 
     def _pairs(self, classes: Classes | None, seeds: Sequence[int] | int | None) -> tuple[list[int], list[int]]:
-        if (classes is None) == bool(self.model.num_classes):
-            wanted = f"names or ids of {self.model.num_classes} classes" if classes is None else "None"
+        if (classes is None) == bool(self.described.num_classes):
+            wanted = f"names or ids of {self.described.num_classes} classes" if classes is None else "None"
             known = "" if classes is None else ", as the model knows no classes"
             raise ConfigError(f"classes: expected {wanted}{known}, got {classes!r}")
         return paired(self.class_ids(classes), seeds)
 
     def _guided(self, how: Settings, labelled: bool) -> tuple[Any, float]:
-        able = labelled and self.model.null_class is not None
+        able = labelled and self.described.null_class is not None
         scale = (1.5 if able else 1.0) if how.guidance is None else float(how.guidance)
         if scale == 1:
             return self.model, 1.0
@@ -272,15 +272,3 @@ class Sampler:
 
 def _by_row(value: object, count: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and every module as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
