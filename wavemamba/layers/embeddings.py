@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
@@ -79,7 +80,7 @@ def resample_position(position: Tensor, height: int, width: int) -> Tensor:
     if (old_height, old_width) == (height, width):
         return position
     table = position.to(accumulation_dtype(position.dtype))
-    return _resample_axis(_resample_axis(table, 1, height), 2, width).to(position.dtype)
+    return _resample_axis(_resample_axis(table, 1, height), 2, width).to(position.dtype).contiguous()
 
 
 def _resample_axis(table: Tensor, axis: int, new: int) -> Tensor:
@@ -99,8 +100,10 @@ def _resample_axis(table: Tensor, axis: int, new: int) -> Tensor:
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2  # and from 1 to 2
     weights = torch.where(distance < 1, near, far) * ((distance < 2) & (rows >= 0) & (rows < old))
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(table.dtype)
-    reached = table.index_select(axis, rows.clamp(0, old - 1).long().flatten()).unflatten(axis, (new, taps))
-    return (reached * weights.view(new, taps, *(1 for _ in range(table.dim() - axis - 1)))).sum(dim=axis + 1)
+    table = table.movedim(axis, 0)
+    lines = table.reshape(old, -1)  # a bag is a weighted sum of rows, which never stand side by side in memory
+    bags = F.embedding_bag(rows.clamp(0, old - 1).long(), lines, per_sample_weights=weights, mode="sum")
+    return bags.unflatten(1, table.shape[1:]).movedim(0, axis)
 
 
 class TimeEmbed(nn.Module):

@@ -254,7 +254,9 @@ class MambaMixer(nn.Module):
         """(B, d_conv - 1, E), the projected condition as the convolution's inputs before the first step."""
         if cond is not None and (self.cond_proj is None or state is not None):
             why = "the mixer has conditioning='none'" if self.cond_proj is None else "the state holds it"
-            raise ShapeError(f"cond: expected None, as {why}, got a condition; leave it out")
+            raise ShapeError(
+                f"cond: expected None, as {why}, got one; leave it out (a wrapper: takes_condition = False)"
+            )
         if self.cond_proj is None or state is not None:
             return None
         if cond is None:
