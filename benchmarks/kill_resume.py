@@ -4,7 +4,7 @@
 
 The moments are drawn over the whole life of a process: while it imports, between steps, while it writes a checkpoint
 (one every third step). Compared are the exported weights, everything in the last checkpoint (model, EMA, optimiser,
-schedule, step, random states) and the logged losses. Exit status 1 where a single bit differs.
+loss scale, step, random states) and the logged losses. Exit status 1 where a single bit differs.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> int:
     if found:
         print(f"DIFFERENT after {args.kills} kills: {', '.join(found[:20])}")
         return 1
-    print(f"the same to the last bit after {args.kills} kills: weights, EMA, optimiser, schedule, random states, log")
+    print(f"the same to the last bit after {args.kills} kills: weights, EMA, optimiser, random states, log")
     return 0
 
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("sampling",),
     ("training", "integrations", "compat"),
     ("commands",),
-    ("train", "encode", "sample"),
+    ("train", "encode", "sample", "evaluate"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

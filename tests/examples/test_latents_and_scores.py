@@ -64,10 +64,11 @@ def test_latents_are_not_judged_as_images(latents, images, train, autoencoder, t
 
 
 def evaluate(tmp_path, *options):
-    import evaluate as script
+    from wavemamba.commands import evaluate as script
 
     out = tmp_path / "scores.json"
-    status = script.main([f"--out={out}", "--image-size=16", *options], SmallFeatures())
+    size = [] if any(option.startswith("--model") for option in options) else ["--image-size=16"]
+    status = script.main([f"--out={out}", *size, *options], SmallFeatures())
     return status, json.loads(out.read_text()) if out.exists() else None
 
 
@@ -103,11 +104,41 @@ def test_a_live_model_is_judged_with_everything_that_moves_the_score(trained, im
     status, scores = evaluate(tmp_path, f"--model={trained / 'model'}", f"--reference={images}", *options)
     assert status == 0
     expected = {"nfe": 3, "dtype": "float32", "seed": 4, "count": 20, "autoencoder": None, "resize": "none"}
-    about = scores["samples"]
-    assert {key: about[key] for key in expected} == expected
-    assert {"solver": "euler", "steps": 3, "guidance": 2.0}.items() <= about["settings"].items()
-    assert (about["objective"]["path"], about["objective"]["prediction"]) == ({"name": "gvp"}, "velocity")
+    assert {key: scores["samples"][key] for key in expected} == expected
+    settings, objective = scores["samples"]["settings"], scores["samples"]["objective"]
+    assert (settings["solver"], settings["steps"], settings["guidance"]) == ("euler", 3, 2.0)
+    assert (objective["path"]["name"], objective["prediction"]) == ("gvp", "velocity")
+    assert "crop to 8 x 8" in scores["reference"]["resize"]
     assert scores["features"] == "fixed random convolutions"
+
+
+def test_both_sides_have_the_size_that_the_model_makes(trained, tmp_path, capsys):
+    from wavemamba.commands.evaluate import Evaluation, build_parser
+
+    def evaluation(*options):
+        args = build_parser().parse(["--reference=x", "--out=y", *options])
+        return Evaluation(args, SmallFeatures())
+
+    model = f"--model={trained / 'model'}"
+    assert evaluation(model).size == (8, 8)
+    assert evaluation("--samples=x").size == (256, 256)
+    assert evaluation("--samples=x", "--image-size=32").size == (32, 32)
+    status, _ = evaluate(tmp_path, model, "--reference=x", "--image-size=256")
+    assert status == 1
+    assert "expected 8 x 8, what the model makes, got 256" in capsys.readouterr().err
+
+
+def test_fewer_images_than_features_are_said(images, tmp_path, capsys, monkeypatch):
+    _, scores = evaluate(tmp_path, f"--samples={images}", f"--reference={images}")
+    assert scores["warnings"] == []
+    forward = SmallFeatures.forward
+    repeated = lambda self, x: {**forward(self, x), "pool": forward(self, x)["pool"].repeat(1, 10)}  # noqa: E731
+    monkeypatch.setattr(SmallFeatures, "forward", repeated)
+    _, scores = evaluate(tmp_path, f"--samples={images}", f"--reference={images}", "--count=24")
+    assert len(scores["warnings"]) == 2
+    error = capsys.readouterr().err
+    assert "warning: fid: expected more than 60 images a side, as many as it has features, got 24 samples" in error
+    assert "got 60 reference images" in error
 
 
 @pytest.mark.parametrize(
@@ -138,9 +169,8 @@ def test_inception_weights_come_from_a_file_that_cannot_run_code(tmp_path):
     import pickle
 
     pytest.importorskip("torch_fidelity")
-    from evaluate import Inception
-
     from wavemamba import CheckpointError
+    from wavemamba.commands.inception import Inception
 
     class Bomb:
         def __reduce__(self):
@@ -153,7 +183,7 @@ def test_inception_weights_come_from_a_file_that_cannot_run_code(tmp_path):
 
 def test_inception_features_are_those_of_the_published_scores(tmp_path):
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    from evaluate import Inception
+    from wavemamba.commands.inception import Inception
 
     torch.manual_seed(0)
 

@@ -323,10 +323,10 @@ def test_a_second_job_in_the_same_folder_is_refused_until_the_first_is_killed(tm
 
 
 def test_two_processes_train_and_judge_as_one(tmp_path, trained):
-    import evaluate
     import train_dimsum
     from examples.tiny_runs import SmallFeatures, evaluate_options, train_options
 
+    from wavemamba.commands import evaluate
     from wavemamba.data import Digits
     from wavemamba.sampling import to_uint8
 

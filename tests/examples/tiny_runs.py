@@ -34,7 +34,7 @@ def train_options(out, *more):
 
 def evaluate_options(model, reference, out):
     return [f"--model={model}", f"--reference={reference}", f"--out={out}", "--count=30", "--batch-size=7",
-            "--image-size=8", "--solver=euler", "--steps=4"]  # fmt: skip
+            "--solver=euler", "--steps=4"]  # fmt: skip
 
 
 def shard_on_the_cpu():
@@ -105,8 +105,9 @@ def fresh_accelerate():
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "examples"))
-    import evaluate
     from accelerate import Accelerator
+
+    from wavemamba.commands import evaluate
 
     Accelerator.end_training = lambda self: None  # one process group serves all scripts
     folder = Path(sys.argv[1])
