@@ -146,6 +146,19 @@ def test_a_picture_that_is_damaged_is_named(parquet):
     assert len(open_source(parquet / "saved", size=8, skip_unreadable=True)) == 3
 
 
+def test_a_picture_that_a_row_names_by_its_address_is_fetched():
+    import fsspec
+
+    with fsspec.open("memory://pictures/a.png", "wb") as file:
+        file.write(png(9))
+    rows = {"image": [{"bytes": None, "path": f"memory://pictures/{name}.png"} for name in "ab"]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
+    source = HuggingFaceDataset(data, SMALL, label=None)
+    assert torch.equal(source.example(0)[0], torch.full((3, 8, 8), 9 / 127.5 - 1))
+    with pytest.raises(DataError, match=r"row 1.*FileNotFoundError"):
+        source.example(1)
+
+
 def test_rows_of_numbers_are_pictures_too():
     data = datasets.Dataset.from_dict({"pixels": [[[0, 255], [255, 0]]] * 3, "digit": ["x", "y", "x"]})
     source = HuggingFaceDataset(data, PictureView(size=2, channels=1), image="pixels", label="digit")

@@ -62,6 +62,8 @@ class HuggingFaceRows:
     def _picture(self, cell: Any, name: str, generator: torch.Generator | None) -> Tensor:
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, str) and "://" in cell:
+            cell = _fetched(cell)
         if isinstance(cell, (bytes, str, Path)):
             return self.view.read(cell, name, generator)
         if cell is None:
@@ -86,6 +88,15 @@ class HuggingFaceRows:
         if isinstance(value, int) and 0 <= value < len(names):
             return value
         raise DataError(f"{name}: expected a label of {len(names)} classes in column {self.label!r}, got {value!r}")
+
+
+def _fetched(address: str) -> bytes:
+    """A picture that a streamed row names by its address alone, `hf://...` for example."""
+    import fsspec
+
+    with fsspec.open(address, "rb") as file:
+        content: bytes = file.read()
+    return content
 
 
 def classes_in(labels: list[Any], name: str, column: str) -> tuple[str, ...]:
