@@ -183,6 +183,16 @@ def test_nan_and_inf_propagate(device):
     assert y[0, 2:, 1].isnan().all()
 
 
+def test_an_infinite_step_is_nan_where_the_definition_is(device):
+    """It wipes the state out; states that fill a tile up must not answer with NaN."""
+    inputs = {k: v.to(device) for k, v in inputs_in(torch.float32, batch=1, length=5, width=2, state=3).items()}
+    inputs["delta"][0, 2, 1] = torch.inf
+    results = run(inputs, "triton", delta_softplus=True)
+    expected = run({k: v.double() for k, v in inputs.items()}, "reference", delta_softplus=True)
+    for name, value in results.items():
+        assert torch.equal(value.isnan(), expected[name].isnan()), name
+
+
 def test_tiny_step_sizes_keep_their_precision(device):
     """softplus(-20) = 2e-9: log(1 + x) of a number below the rounding of 1."""
     inputs = {k: v.to(device) for k, v in inputs_in(torch.float32, length=3).items()}

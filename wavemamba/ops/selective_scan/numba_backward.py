@@ -145,9 +145,20 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     for r in range(run_count):
                         if r > 0 or start:
                             h, h_next = splat(0.0), splat(0.0)
-                        store(h_row + get_int(runs + 8 * r) * VECTOR_BYTES, h)
-                        store(h_next_row + get_int(runs + 8 * r) * VECTOR_BYTES, h_next)
-                        for k in range(get_int(runs + 8 * r), get_int(runs + 8 * r + 8)):
+                        begin, end = get_int(runs + 8 * r), get_int(runs + 8 * r + 8)
+                        store(h_row + begin * VECTOR_BYTES, h)
+                        store(h_next_row + begin * VECTOR_BYTES, h_next)
+                        if n + 1 == states:  # the last one of an odd number
+                            for k in range(begin, end):
+                                at = k * VECTOR_BYTES
+                                scalar = 4 * (k * N + n)
+                                a = exp2_product(load(d_row + at), rate)
+                                h = a * h + load(x_row + at) * broadcast(B_tile + scalar)
+                                store(a_row + at, a)
+                                store(h_row + at + VECTOR_BYTES, h)
+                                store(y_row + at, load(y_row + at) + h * broadcast(C_tile + scalar))
+                            end = begin
+                        for k in range(begin, end):
                             at = k * VECTOR_BYTES
                             scalar = 4 * (k * N + n)
                             d, x = load(d_row + at), load(x_row + at)
@@ -166,10 +177,26 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     rate_sum, rate_sum_next = splat(0.0), splat(0.0)
                     for run_back in range(run_count):
                         r = run_count - 1 - run_back
-                        run_first, run_end = get_int(runs + 8 * r), get_int(runs + 8 * r + 8)
+                        begin, end = get_int(runs + 8 * r), get_int(runs + 8 * r + 8)
                         h, h_next = load(end_row + r * VECTOR_BYTES), load(end_next_row + r * VECTOR_BYTES)
-                        for back in range(run_end - run_first):
-                            k = run_end - 1 - back
+                        if n + 1 == states:
+                            for back in range(end - begin):
+                                k = end - 1 - back
+                                at = k * VECTOR_BYTES
+                                scalar = 4 * (k * N + n)
+                                here = sums + n * STEPS + at
+                                out, x, d = load(dy_row + at), load(x_row + at), load(d_row + at)
+                                grad = grad + out * broadcast(C_tile + scalar)
+                                store(here, load(here) + fold(grad * x, h * out))
+                                store(dx_row + at, load(dx_row + at) + grad * broadcast(B_tile + scalar))
+                                grad = grad * load(a_row + at)
+                                h = load(h_row + at)
+                                exponent = grad * h
+                                store(dd_row + at, load(dd_row + at) + exponent * rate)
+                                rate_sum = rate_sum + exponent * d
+                            end = begin
+                        for back in range(end - begin):
+                            k = end - 1 - back
                             at = k * VECTOR_BYTES
                             scalar = 4 * (k * N + n)
                             here = n * STEPS + at

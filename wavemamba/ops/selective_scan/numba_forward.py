@@ -88,7 +88,17 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     for r in range(run_count):
                         if r > 0 or start:
                             h, h_next = splat(0.0), splat(0.0)
-                        for k in range(get_int(runs + 8 * r), get_int(runs + 8 * r + 8)):
+                        begin, end = get_int(runs + 8 * r), get_int(runs + 8 * r + 8)
+                        if n + 1 == states:  # the last one of an odd number
+                            for k in range(begin, end):
+                                at = k * VECTOR_BYTES
+                                scalar = 4 * (k * N + n)
+                                h = exp2_product(load(d_row + at), rate) * h + load(x_row + at) * broadcast(
+                                    B_tile + scalar
+                                )
+                                store(y_row + at, load(y_row + at) + h * broadcast(C_tile + scalar))
+                            end = begin
+                        for k in range(begin, end):
                             at = k * VECTOR_BYTES
                             scalar = 4 * (k * N + n)
                             d, x = load(d_row + at), load(x_row + at)

@@ -3,7 +3,7 @@
 Channels lie in vector lanes, states come one after the other, steps are innermost. A work item is a block of up to
 `BLOCK` channels of one batch element and group. It walks the sequence in chunks of `CHUNK` steps; inside a chunk,
 `LANES` channels at a time, the states of two n stay in registers over all steps (two, to halve the loads of what they
-share; an odd N is filled up with a state of zeros), and what the steps share (step size, input, output) stays in the
+share; the last state of an odd N goes alone), and what the steps share (step size, input, output) stays in the
 first-level cache over all n. The forward pass keeps the state at the start of every chunk; the backward pass recomputes
 the others from it, chunk by chunk from the end.
 
