@@ -235,14 +235,3 @@ def test_any_case(data):
     for name, value in results.items():
         difference = (value.double() - expected[name]).abs().max()
         assert difference < 3e-6 * (1 + expected[name].abs().max()), name
-
-
-@pytest.mark.parametrize("state", [1, 2, 3])
-def test_an_infinite_step_is_nan_where_the_definition_is(state):
-    """It wipes the state out; states that fill up a pair must not answer with NaN."""
-    inputs = inputs_in(torch.float32, batch=1, length=5, width=2, state=state)
-    inputs["delta"][0, 2, 1] = torch.inf
-    results = scan_and_gradients(inputs, "numba", delta_softplus=True)
-    expected = scan_and_gradients({k: v.double() for k, v in inputs.items()}, "reference", delta_softplus=True)
-    for name, value in results.items():
-        assert torch.equal(value.isnan(), expected[name].isnan()), name

@@ -74,7 +74,7 @@ def address(tensor: Tensor | None) -> int:
 
 
 def _has_dense_rows(tensor: Tensor) -> bool:
-    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or tensor.numel() == 0  # an empty one keeps any strides
 
 
 def _pointer(tensor: Tensor, is_dense: bool) -> int:
