@@ -219,3 +219,13 @@ def test_bad_input_is_named(call, message):
 def test_bad_options_are_named(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_empty_batch_gives_an_empty_result_and_no_gradient(name):
+    block, x, cond = build(name, COND), torch.randn(0, 5, 6, DIM, requires_grad=True), condition(COND, 0)
+    y = run(block, x, cond)
+    assert y.shape == (0, 5, 6, DIM)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in block.parameters())

@@ -217,6 +217,7 @@ def test_a_result_or_an_input_that_does_not_fit_is_named(call, message):
         (lambda: MambaMixer(8, conditioning="conv_stat"), "conv_state"),
         (lambda: SpatialFrequencyFusion(DIM, mode="swapk"), "swap_k"),
         (lambda: WaveletMambaBlock(DIM, layout="mosiac"), "mosaic"),
+        (lambda: WaveletMambaBlock(DIM, transform="harr"), "haar"),
         (lambda: SpatialMambaBlock(DIM, scan="hilbrt"), "hilbert"),
         (lambda: DiMSUMBlock(DIM, norm="rmss"), "rms"),
     ],
@@ -224,7 +225,7 @@ def test_a_result_or_an_input_that_does_not_fit_is_named(call, message):
 def test_a_misspelt_name_is_answered_with_the_nearest(call, near):
     with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
         call()
-    WaveletMambaBlock(DIM, layout="Mosaic", scan="Hilbert")
+    WaveletMambaBlock(DIM, transform="Haar", layout="Mosaic", scan="Hilbert")
 
 
 def test_print_says_how_everything_was_built():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wavemamba.checks import expect_floating, expect_shape, expect_size
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.layers.mixers.protocol import resolve_order
 from wavemamba.layers.mixers.segments import Segments, gather_rows, read_segments, scatter_rows
 from wavemamba.layers.mixers.selective_ssm import MambaState, SelectiveSSM
 from wavemamba.names import choose
@@ -152,7 +153,7 @@ class MambaMixer(nn.Module):
         """
         expect_shape("x", x, (None, None, self.dim), "(B, L, C)", "channels come last")
         expect_floating("x", x)
-        rows = _resolve_order(order, grid, x)
+        rows = resolve_order(order, grid, x.shape[1], x.device)
         segments = read_segments(lengths, seq_idx, x)
         if segments is not None and rows is not None:
             rows = expect_permutation(rows, x.shape[1])  # the ops check it where they are what reads it first
@@ -288,15 +289,3 @@ class MambaMixer(nn.Module):
         batch, advice = x.shape[0], "pass what the call before returned, of the same batch"
         expect_shape("state.conv", state.conv, (batch, self.d_conv - 1, self.inner), "(B, d_conv - 1, E)", advice)
         expect_shape("state.ssm", state.ssm, (batch, self.inner, self.d_state), "(B, E, N)", advice)
-
-
-def _resolve_order(order: Tensor | ScanOrder | None, grid: tuple[int, int] | None, x: Tensor) -> Tensor | None:
-    scan = order if isinstance(order, ScanOrder) else None
-    if (grid is None) != (scan is None) or (grid is not None and math.prod(grid) != x.shape[1]):
-        wanted = "None without a ScanOrder" if scan is None else f"(H, W) with H * W = {x.shape[1]} for {scan}"
-        raise ShapeError(f"grid: expected {wanted}, got {grid}; pass the grid of the tokens with a ScanOrder")
-    if order is None or isinstance(order, Tensor):
-        return order
-    if scan is None or grid is None:
-        raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
-    return None if scan.is_identity else scan.permutation(*grid, device=x.device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from wavemamba.errors import ShapeError
 from wavemamba.layers.parts import expect_part
+from wavemamba.scans import ScanOrder
 
 
 class Mixer(Protocol):
@@ -33,3 +37,31 @@ class Mixer(Protocol):
 def expect_mixer(mixer: object) -> nn.Module:
     """Return `mixer`, or raise `ConfigError` unless it can be called as a `Mixer` is."""
     return expect_part("mixer", mixer, ("tokens", "cond"), ("order",))
+
+
+def resolve_order(
+    order: Tensor | ScanOrder | None, grid: tuple[int, int] | None, length: int, device: torch.device
+) -> Tensor | None:
+    """The permutation that an order stands for; what a mixer calls that takes a `ScanOrder` too.
+
+    Args:
+        order: a permutation (L,), returned as it is; a `ScanOrder`, which needs `grid`; or None: in turn.
+        grid: (H, W) with `H * W = L`, for a `ScanOrder`.
+        length: L.
+        device: where the permutation is wanted.
+
+    Returns:
+        (L,) int64, or None where the order is in turn.
+
+    Raises:
+        ShapeError: the grid is missing, not wanted or of another size, or it is no order.
+    """
+    scan = order if isinstance(order, ScanOrder) else None
+    if (grid is None) != (scan is None) or (grid is not None and math.prod(grid) != length):
+        wanted = "None without a ScanOrder" if scan is None else f"(H, W) with H * W = {length} for {scan}"
+        raise ShapeError(f"grid: expected {wanted}, got {grid}; pass the grid of the tokens with a ScanOrder")
+    if order is None or isinstance(order, Tensor):
+        return order
+    if scan is None or grid is None:
+        raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
+    return None if scan.is_identity else scan.permutation(*grid, device=device)
