@@ -164,6 +164,10 @@ def test_rows_of_numbers_are_pictures_too():
     source = HuggingFaceDataset(data, PictureView(size=2, channels=1), image="pixels", label="digit")
     assert source.classes == ("x", "y")
     assert torch.equal(source.example(1)[0], torch.tensor([[[-1.0, 1], [1, -1]]]))
+    for wrong in ([[0.0, 0.5]], [[0, 256]], [[-1, 0]], [[]], 3, "no file"):
+        data = datasets.Dataset.from_dict({"pixels": [wrong]})
+        with pytest.raises(DataError, match="row 0: expected"):
+            HuggingFaceDataset(data, SMALL, image="pixels", label=None).example(0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class HuggingFaceRows:
         for column in filter(None, (image, label)):
             if column not in features:
                 raise DataError(f"{name}: expected a column {column!r}, there are {', '.join(features)}; name it")
+        self._numbers: dict[str, int] | None = None
         self.encoded = isinstance(features[image], Image)
         known = features[label].names if label is not None and isinstance(features[label], ClassLabel) else None
         given = tuple(classes) if classes is not None else None
@@ -71,8 +73,11 @@ class HuggingFaceRows:
         from PIL import Image as Pillow
 
         file = io.BytesIO()
-        try:  # rows of plain numbers, (H, W) or (H, W, C), 0 to 255
-            Pillow.fromarray(np.asarray(cell, dtype=np.uint8)).save(file, "png")
+        try:  # rows of plain numbers, (H, W) or (H, W, C)
+            numbers = np.asarray(cell)
+            if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255:
+                raise ValueError("numbers that are not whole ones from 0 to 255")
+            Pillow.fromarray(numbers.astype(np.uint8)).save(file, "png")
         except (ValueError, TypeError, OverflowError, OSError) as error:
             raise DataError(f"{name}: expected a picture in column {self.image!r} ({error})") from error
         return self.view.read(file.getvalue(), name, generator)
@@ -83,8 +88,12 @@ class HuggingFaceRows:
             return 0
         value = row[self.label]
         names = self.classes or ()
-        if isinstance(value, str) and names.count(value) == 1:
-            return names.index(value)
+        if isinstance(value, str):
+            if self._numbers is None:
+                counts = Counter(names)  # a name that two classes have says nothing
+                self._numbers = {name: number for number, name in enumerate(names) if counts[name] == 1}
+            if value in self._numbers:
+                return self._numbers[value]
         if isinstance(value, int) and 0 <= value < len(names):
             return value
         raise DataError(f"{name}: expected a label of {len(names)} classes in column {self.label!r}, got {value!r}")
