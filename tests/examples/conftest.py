@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples.tiny_runs import TINY, fresh_accelerate
+from examples.tiny_runs import TINY, fresh_state  # noqa: F401  # the fixture is used by every test here
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -18,15 +18,6 @@ def _examples_on_the_path():
     sys.path.insert(0, str(EXAMPLES))
     yield
     sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    fresh_accelerate()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -93,6 +94,16 @@ def train_sharded(folder):
 
     Accelerator.prepare = watched
     return train_twice(folder / "sharded") and train_twice(folder / "half", "--precision=fp16") and all(sharded)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """For each test a fresh accelerate and one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fresh_accelerate()
+    yield
+    torch.set_num_threads(threads)
 
 
 def fresh_accelerate():

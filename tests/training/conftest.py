@@ -1,21 +1,11 @@
 """Tiny runs of the Trainer, each with a fresh accelerate and one CPU thread."""
 
 import pytest
-import torch
-from examples.tiny_runs import fresh_accelerate
+from examples.tiny_runs import fresh_state  # noqa: F401  # used by every test here
 
 from wavemamba.training import TrainConfig
 
 TINY = {"dim": 16, "depth": 2, "attention_every": 2, "attention_heads": 2, "fusion_heads": 2}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    fresh_accelerate()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

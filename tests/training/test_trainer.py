@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from wavemamba import DiMSUM
 from wavemamba.data import Digits
+from wavemamba.diffusion import Objective
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
 from wavemamba.training import Callback, Checkpoints, Progress, Trackers, Trainer, read_log
 from wavemamba.training.loss_scale import LossScale
@@ -283,6 +285,33 @@ def test_fine_tuning_starts_from_saved_weights(config):
         Trainer(config("second", steps=2)).train()
 
 
+def test_fine_tuning_adapts_to_the_data_and_a_resumed_run_reads_its_checkpoint(config):
+    class Two(Digits):
+        def __init__(self):
+            super().__init__()
+            self.classes, self.labels = ("even", "odd"), self.labels % 2
+
+    Trainer(config("first", steps=1)).train()
+    start = f"{config('first').out}/model"
+    second = config("second", init_from=start, steps=1)
+    with pytest.warns(UserWarning, match="2 fresh classes in place of 10"):
+        Trainer(second, data=Two()).train()
+    shutil.rmtree(start)
+    trainer = Trainer(dataclasses.replace(second, steps=2), data=Two())
+    assert trainer.train() == "finished"
+    assert trainer.model.training
+    assert DiMSUM.from_pretrained(trainer.out / "model").trained_for.class_names == ("even", "odd")
+
+
+def test_what_a_model_was_trained_for_is_saved_with_it(config):
+    run = config(steps=1, path="linear", prediction="noise")
+    Trainer(run).train()
+    said = DiMSUM.from_pretrained(f"{run.out}/model").trained_for
+    objective = Objective.from_dict(said.objective)
+    assert (objective.path.name, objective.prediction) == ("linear", "noise")
+    assert said.class_names == tuple("0123456789")
+
+
 def test_trackers_get_values_and_pictures(config, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -311,9 +340,10 @@ def test_the_start_says_what_is_trained_and_where_it_goes_on(config):
     assert "cpu" in lines[2]
     assert "starting, 2 steps of 8 examples" in lines[3]
     del lines[:]
-    Trainer(config(steps=14, precision="no"), callbacks=[Progress(lines.append)]).train()
+    Trainer(config(steps=14, precision="bf16", accept_changes=True), callbacks=[Progress(lines.append)]).train()
     assert "resuming from step 2" in lines[3]
-    assert "s a step: " in lines[4]
+    assert "bf16 on a CPU is often slower" in lines[4]
+    assert "s a step: " in lines[5]
 
 
 def test_a_run_that_is_done_exports_what_a_kill_kept_back(config):

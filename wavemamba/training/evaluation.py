@@ -27,12 +27,17 @@ def held_out_loss(loss: Loss, source: ExampleSource, *, batch_size: int, device:
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     (part,) = slices_of_batch(batch_size, rank=rank, processes=processes, accumulate=1)
     count = len(source)
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=sums_dtype(torch.device(device)), device=device)
     for batch, start in enumerate(range(0, count, batch_size)):
         # Every process runs every batch whole, wrapping around at the end: sharded weights wait for one another.
         mine = range(start + part.start, start + part.stop)
         x, y = collate([source.example(i % count) for i in mine])
-        total += loss(x.to(device), y.to(device), batch, part)[: max(0, count - mine.start)].double().sum()
+        total += loss(x.to(device), y.to(device), batch, part)[: max(0, count - mine.start)].to(total.dtype).sum()
     if dist.is_initialized():
         dist.all_reduce(total)
     return float(total.item()) / count
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """In what sums of losses are kept: float64, or float32 on a device (MPS) that has none."""
+    return torch.float32 if device.type == "mps" else torch.float64

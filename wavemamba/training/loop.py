@@ -17,6 +17,7 @@ from wavemamba.errors import ShapeError, WavemambaError
 from wavemamba.files import write_atomically
 from wavemamba.locks import FolderLock
 from wavemamba.training.callbacks import Outcome
+from wavemamba.training.evaluation import sums_dtype
 from wavemamba.training.parts import RunParts
 from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
@@ -104,7 +105,7 @@ class TrainingLoop(RunParts):
     def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimiser step; all its randomness comes from the seed and the step's number."""
         c, state, accelerator = self.config, self.state, self.accelerator
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros((), dtype=sums_dtype(self.device), device=self.device)
         for part in self._slices:
             batch = self.batch(*next(batches), "noise", state.step, part)
             seed_everything(c.seed, "step", state.step, part.start)

@@ -22,6 +22,7 @@ from wavemamba.training.averages import Averages
 from wavemamba.training.callbacks import EVENTS, Callback
 from wavemamba.training.checkpoint_files import Checkpoints
 from wavemamba.training.config import TrainConfig
+from wavemamba.training.evaluation import sums_dtype
 from wavemamba.training.log import RunLog
 from wavemamba.training.loss_scale import LossScale
 from wavemamba.training.processes import rank
@@ -166,7 +167,7 @@ class RunParts(ABC):
         whole = accelerator.unwrap_model(self.model)
         self.state = TrainState(whole, self.averages.models, optimizer.optimizer, rates, scale)
         # The sum of the losses and their number since the last line of the log.
-        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._losses = torch.zeros(2, dtype=sums_dtype(self.device), device=self.device)
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._built = True
 
