@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support import golden_model
 
 from wavemamba import CheckpointError, DiMSUM, create_model
 from wavemamba.files import write_atomically
 from wavemamba.models import TrainedFor, load_pretrained
+from wavemamba.models.checkpoints import from_released
 from wavemamba.models.loading import load_into
 from wavemamba.models.weights import read_weights
 
@@ -208,6 +210,12 @@ class TestASaveThatFails:
         assert same(loaded, model)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
+    def test_a_first_save_leaves_nothing(self, tmp_path, monkeypatch):
+        self.broken(monkeypatch, lambda n: n == 2)
+        with pytest.raises(CheckpointError, match="No space"):
+            tiny().save_pretrained(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("writer", ["wavemamba.models.saving.write_tensors", "wavemamba.files.os.fsync"])
     def test_a_full_disk(self, saved, monkeypatch, writer):
         _, folder = saved
@@ -367,8 +375,28 @@ class TestHostileFolders:
 
     def test_tensors_that_claim_more_than_the_file_holds(self, tmp_path):
         torch.save({"x_embedder.proj.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "model.pt")
-        with pytest.raises(CheckpointError, match="a file of"):
+        with pytest.raises(CheckpointError, match="bytes can hold"):
             read_weights(tmp_path / "model.pt")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("blocks.999999999.norm.weight", torch.zeros(1)),
+            ("blocks.4000.norm.weight", torch.zeros(1)),
+            (f"blocks.{'9' * 5000}.norm.weight", torch.zeros(1)),
+            ("x_embedder.proj.weight", torch.zeros(1).expand(2**19, 4, 2, 2)),
+            ("x_embedder.proj.weight", torch.zeros(32, 4, 0, 0)),
+            ("y_embedder.embedding_table.weight", torch.zeros(1).expand(10**9, 32)),
+        ],
+    )
+    def test_released_names_and_shapes_that_lie(self, name, value):
+        _, state, _ = golden_model("dimsum")
+        with pytest.raises(CheckpointError):
+            from_released({**state, name: value})
+
+    def test_no_state_at_all(self):
+        with pytest.raises(CheckpointError, match="named tensors"):
+            load_into(tiny(), {"pos_embed": 3})
 
     @pytest.mark.parametrize(
         "header",

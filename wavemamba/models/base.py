@@ -47,7 +47,6 @@ class Model(nn.Module):
 
     builds_on_meta: ClassVar[bool] = False
     """Whether all that the model holds is in parameters and saved buffers, so that loading need not build it twice."""
-
     config: Any
     """The configuration that the model has now."""
     trained_for: TrainedFor

@@ -62,8 +62,7 @@ def build_to_load(build: Callable[[], Model], shapes: Mapping[str, Tensor], *, o
     Raises:
         CheckpointError: the model and the file do not fit.
     """
-    numbers, count = sum(tensor.numel() for tensor in shapes.values()), len(shapes)
-    with drawing_nothing(), _bounded(2 * numbers + _SPARE_NUMBERS, 2 * count + _SPARE_TENSORS):
+    with drawing_nothing(), bounded_by(shapes):
         trial: Model | None = None
         # A part of a user's own may be one that cannot be built without values.
         with contextlib.ExitStack() as tolerant, without_values():
@@ -105,7 +104,10 @@ def _named(build: Callable[[], Model]) -> Model:
 
 
 @contextmanager
-def _bounded(most_numbers: int, most_tensors: int) -> Iterator[None]:
+def bounded_by(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop what builds a model of many more parameters than there are weights, with a `CheckpointError`."""
+    most_numbers = 2 * sum(tensor.numel() for tensor in state.values()) + _SPARE_NUMBERS
+    most_tensors = 2 * len(state) + _SPARE_TENSORS
     thread, numbers, tensors = threading.get_ident(), 0, 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError
+from wavemamba.models.building import bounded_by, drawing_nothing, without_values
 from wavemamba.models.hub import path_of
 from wavemamba.models.record import CONFIG_KEY, WEIGHTS_NAME, parse_record, read_record, trained_for
 from wavemamba.models.tensor_file import TensorFile
-from wavemamba.models.weights import load_strictly, read_weights
+from wavemamba.models.weights import bytes_held, expect_fit, expect_plausible, is_state, load_strictly, read_weights
 
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
 
+Built = TypeVar("Built", bound="Model")
 _TRAINING_ALONE = {"class_dropout", "drop_path_rate"}
 """Options that change nothing about what weights mean."""
 
@@ -40,6 +43,8 @@ def load_into(
     record: dict[str, Any] | None = None
     if isinstance(source, Mapping):
         state = dict(source)
+        if not is_state(state):
+            raise CheckpointError(f"expected named tensors, got {str(state)[:200]}; pass a module's state_dict()")
     else:
         path = path_of(source)
         if path.is_dir():
@@ -51,16 +56,47 @@ def load_into(
         state = read_weights(path)
     if record is not None:
         _expect_same_meaning(model, record, changed)
+    trained = None if record is None else trained_for(str(source), record)
     state, called = model.import_state(state)
     state, notes = model.adapt_state(state, changed)
     load_strictly(model, state, called)
     model.adapted = tuple(notes)
-    if record is not None:
-        trained = trained_for(str(source), record)
+    if record is not None and trained is not None:
         same = record["config"].get("num_classes") == getattr(model, "num_classes", None)
         model.trained_for = trained if same else dataclasses.replace(trained, class_names=())
     if notes:
         warnings.warn(f"weights adapted to the model: {'; '.join(notes)}", stacklevel=3)
+
+
+def model_from(
+    build: Callable[[], Built], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None, copy: bool = False
+) -> Built:
+    """A model for weights in the names of another code, compared with them before anything is allocated.
+
+    Args:
+        build: makes the model.
+        state: its parameters, in names that the model's `import_state` knows.
+        dtype: of the model; None: as the parameters are.
+        copy: leave the caller's tensors alone; otherwise the model takes them.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: a name is missing, extra or misshapen.
+    """
+    expect_plausible("the parameters", bytes_held(state), state)
+    with bounded_by(state), drawing_nothing(), without_values():
+        model = build()
+    own, called = model.import_state(state)
+    expect_fit(model, own, called)
+    if not model.builds_on_meta:
+        with bounded_by(state), drawing_nothing():
+            model = build()
+        own, called = model.import_state(state)  # which may take values of the model's own
+    values = {name: tensor.to(dtype=dtype, copy=copy) for name, tensor in own.items()}
+    load_strictly(model, values, called, assign=True)
+    return model.eval()
 
 
 def _expect_same_meaning(model: Model, record: Mapping[str, Any], changed: Collection[str]) -> None:

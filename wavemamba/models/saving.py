@@ -31,7 +31,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     state = _saved_state(model)
     text = json.dumps(record_of(model), indent=2) + "\n"
-    target, before = Path(folder), None
+    target, before, renamed = Path(folder), None, False
     try:
         target.mkdir(parents=True, exist_ok=True)
         config = target / CONFIG_NAME
@@ -39,10 +39,13 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
             write_tensors(weights, state, {"format": "pt", CONFIG_KEY: text})
             before = config.read_bytes() if config.exists() else None
             write_atomically(config, text.encode())
+            renamed = True
     except (OSError, ValueError) as error:
-        if before is not None:
-            with suppress(OSError):
+        with suppress(OSError):
+            if before is not None:
                 write_atomically(target / CONFIG_NAME, before)
+            elif renamed:
+                (target / CONFIG_NAME).unlink()
         size = sum(tensor.nbytes for tensor in state.values()) / 2**20
         raise CheckpointError(
             f"{target}: expected a folder that takes {size:,.0f} MiB, got: {error}; what it held is as it was; "
@@ -83,7 +86,7 @@ def load(
             load_strictly(model, state, assign=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model = model.to(device=device)
+    model = model.to(device=device, dtype=dtype)
     model.trained_for = trained_for(path, record)
     return model.eval()
 

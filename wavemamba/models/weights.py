@@ -120,6 +120,28 @@ def expect_fit(model: nn.Module, state: Mapping[str, Tensor], called: Callable[[
         )
 
 
+def expect_plausible(what: str, size: int, state: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` where tensors claim far more than `size` bytes can hold, by strides of zero."""
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_meta)
+    if claimed > 4 * size + _SLACK:
+        raise CheckpointError(
+            f"{what}: expected tensors that {size:,} bytes can hold, got shapes of {claimed:,} bytes; save them with "
+            ".contiguous()"
+        )
+
+
+def bytes_held(state: Mapping[str, Tensor]) -> int:
+    """The memory that tensors occupy, what they share counted once."""
+    held = {}
+    for tensor in state.values():
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+        else:
+            held[-id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(held.values())
+
+
 def _unpickle(file: Path, key_order: tuple[str, ...]) -> dict[str, Tensor]:
     try:
         # Mapped, so that of a training checkpoint the part that is wanted alone is read; what torch wrote before zip
@@ -137,7 +159,7 @@ def _unpickle(file: Path, key_order: tuple[str, ...]) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not is_state(content):
         keys = " or ".join(map(repr, key_order))
         raise CheckpointError(f"{file}: expected named tensors, or a dict with {keys}, got {str(content)[:200]}")
-    _expect_plausible(file, content)
+    expect_plausible(str(file), file.stat().st_size, content)
     if not mapped:
         return content
     return {name: tensor.clone() if tensor.layout == torch.strided else tensor for name, tensor in content.items()}
@@ -157,17 +179,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{index}: expected one tensor a name, got {name!r} twice; fetch it again")
             state[name] = tensor
     return state
-
-
-def _expect_plausible(file: Path, state: Mapping[str, Tensor]) -> None:
-    # A tensor can claim terabytes by strides of zero over a few bytes.
-    size = file.stat().st_size
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_meta)
-    if claimed > 4 * size + _SLACK:
-        raise CheckpointError(
-            f"{file}: expected tensors that a file of {size:,} bytes can hold, got shapes of {claimed:,} bytes; save "
-            "them with .contiguous()"
-        )
 
 
 def _without_wrappers(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
-from wavemamba.models.building import without_values
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.released_names import is_released
-from wavemamba.models.weights import Weights, expect_fit, is_state, load_strictly, read_weights, sizes_of
+from wavemamba.models.loading import model_from
+from wavemamba.models.weights import Weights, is_state, read_weights, sizes_of
 from wavemamba.names import check_names
 
 _REQUIRED = ("img_resolution", "patch_size", "hidden_size", "depth", "num_classes")
@@ -51,7 +51,7 @@ def from_released(
     """
     _expect_released(state_dict)
     options = _infer(state_dict) if config is None else _translate(config)
-    return _loaded({name: tensor.clone() for name, tensor in state_dict.items()}, options, dtype)
+    return model_from(lambda: DiMSUM(options), state_dict, dtype=dtype, copy=True)
 
 
 def load_released(
@@ -76,17 +76,8 @@ def load_released(
     """
     state = read_weights(path, weights)
     _expect_released(state)
-    return _loaded(state, _infer(state), dtype)
-
-
-def _loaded(state: dict[str, Tensor], config: DiMSUMConfig, dtype: torch.dtype | None) -> DiMSUM:
-    # Built without values, and compared with the file before any are allocated; then given the file's tensors.
-    with without_values():
-        model = DiMSUM(config)
-    own, called = model.import_state(state)
-    expect_fit(model, own, called)
-    load_strictly(model, {name: tensor.to(dtype=dtype) for name, tensor in own.items()}, called, assign=True)
-    return model.eval()
+    options = _infer(state)
+    return model_from(lambda: DiMSUM(options), state, dtype=dtype)
 
 
 def _expect_released(state: object) -> None:
@@ -147,28 +138,34 @@ def _infer(state: Mapping[str, Tensor]) -> DiMSUMConfig:
     if _has(state, r"zigzag_paths") or _has(state, r"dct_conv"):
         raise CheckpointError("the names do not tell which scan paths or filters were used; pass `config`")
     dim, channels, patch, _ = sizes_of(state, "x_embedder.proj.weight", 4)
+    if not patch:
+        raise CheckpointError("x_embedder.proj.weight: expected patches of a pixel or more, got none")
     positions = sizes_of(state, "pos_embed", 3)[1]
     side = math.isqrt(positions)  # released models are square
     if side * side != positions:
         raise CheckpointError(f"pos_embed: expected a square grid, got {positions} positions; pass `config`")
     rows = sizes_of(state, "y_embedder.embedding_table.weight", 2)[0]
     out_width = sizes_of(state, "final_layer.linear.weight", 2)[0]
-    blocks = (re.match(r"blocks\.(\d+)\.", name) for name in state)
-    return DiMSUMConfig(
-        img_size=(side * patch, side * patch),
-        in_chans=channels,
-        out_chans=None if out_width == channels * patch**2 else out_width // patch**2 or None,
-        patch_size=patch,
-        dim=dim,
-        depth=1 + max(int(block[1]) for block in blocks if block),
-        num_classes=rows - 1 if rows > 1 else rows,
-        class_dropout=0.15 if rows > 1 else 0.0,
-        attention_every=4 if _has(state, r"^attn_block\.") else 0,
-        attention_sharing="independent" if _has(state, r"^attn_block\.0\.") else "shared",
-        norm="layer" if "blocks.0.norm.bias" in state else "rms",
-        final_norm="norm_f.weight" in state,
-        bidirectional=_has(state, r"\.A_b_log$"),
-    )
+    blocks = (re.match(r"blocks\.(\d{1,9})\.", name) for name in state)
+    options: dict[str, Any] = {
+        "img_size": (side * patch, side * patch),
+        "in_chans": channels,
+        "out_chans": None if out_width == channels * patch**2 else out_width // patch**2 or None,
+        "patch_size": patch,
+        "dim": dim,
+        "depth": 1 + max(int(block[1]) for block in blocks if block),
+        "num_classes": rows - 1 if rows > 1 else rows,
+        "class_dropout": 0.15 if rows > 1 else 0.0,
+        "attention_every": 4 if _has(state, r"^attn_block\.") else 0,
+        "attention_sharing": "independent" if _has(state, r"^attn_block\.0\.") else "shared",
+        "norm": "layer" if "blocks.0.norm.bias" in state else "rms",
+        "final_norm": "norm_f.weight" in state,
+        "bidirectional": _has(state, r"\.A_b_log$"),
+    }
+    try:
+        return DiMSUMConfig(**options)
+    except ConfigError as error:
+        raise CheckpointError(f"the shapes tell of no model that can be built: {error}") from error
 
 
 def _has(state: Mapping[str, Tensor], pattern: str) -> bool:

@@ -14,7 +14,8 @@ from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.dit.config import DiTConfig
 from wavemamba.models.dit.model import DiT
 from wavemamba.models.dit.released_names import NAMES
-from wavemamba.models.weights import Weights, is_state, load_strictly, read_weights, sizes_of
+from wavemamba.models.loading import model_from
+from wavemamba.models.weights import Weights, is_state, read_weights, sizes_of
 from wavemamba.names import check_names, choose
 
 _KEYWORDS = (
@@ -55,9 +56,7 @@ def from_released(
     learns = options.pop("learn_sigma")
     variance = "none" if not learns else "returned" if chosen == "dit" else "dropped"
     clock = "diffusion" if chosen == "dit" else "flow"
-    model = DiT(DiTConfig(**options, clock=clock, variance=variance))
-    load_strictly(model, *model.import_state(state_dict))
-    return model.eval()
+    return model_from(lambda: DiT(DiTConfig(**options, clock=clock, variance=variance)), state_dict, copy=True)
 
 
 def load_released(path: str | os.PathLike[str], weights: Weights = "ema", *, release: str = "dit") -> DiT:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
-from wavemamba.models.weights import Weights, is_state, load_strictly, read_weights
+from wavemamba.models.loading import model_from
+from wavemamba.models.weights import Weights, is_state, read_weights
 from wavemamba.models.zigma.config import ZigMaConfig
 from wavemamba.models.zigma.model import ZigMa
 from wavemamba.models.zigma.released_names import names_for
@@ -48,9 +49,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
             f"expected tensors with the released ZigMa names, such as 'blocks.0.mixer.A_log', got {came}; another "
             "family's files are read by its own from_released"
         )
-    model = ZigMa(options)
-    load_strictly(model, *model.import_state(state_dict))
-    return model.eval()
+    return model_from(lambda: ZigMa(options), state_dict, copy=True)
 
 
 def load_released(path: str | os.PathLike[str], config: Mapping[str, Any], weights: Weights = "ema") -> ZigMa:
