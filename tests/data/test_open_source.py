@@ -1,5 +1,7 @@
 """What `open_source` opens, and that it chooses nothing silently."""
 
+import pickle
+
 import pytest
 import torch
 from data.made import Counting, CountingStream, write_images, write_shards
@@ -148,6 +150,16 @@ def test_examples_do_not_depend_on_global_defaults(tmp_path, kind):
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(device)
+
+
+@pytest.mark.parametrize("kind", ["digits", "images", "webdataset", "latents", "huggingface"])
+def test_sources_can_be_sent_to_workers_that_are_not_forked(tmp_path, kind):
+    source = hold_out(make(kind, tmp_path), 0.4, seed=0)[0]
+    sent = pickle.loads(pickle.dumps(source))
+    assert torch.equal(sent.example(1, generator_for(3))[0], source.example(1, generator_for(3))[0])
+    assert sent.fingerprint() == source.fingerprint()
+    assert sent.summary() == source.summary()
+    assert str(len(source)) in source.summary()
 
 
 def make(kind, folder):
