@@ -31,6 +31,8 @@ def add_sampling_options(parser: RecipeParser) -> None:
         help="length of that step")  # fmt: skip
     add("--guidance", type=number(float, 0), help="classifier-free guidance; 1: none")
     add("--guidance-schedule", choices=sorted(GUIDANCE_SCHEDULES), default="constant", help="over time")
+    add("--guidance-power", type=number(float, 0, above=True), default=default.guidance_power,
+        help="of the power-cosine schedule")  # fmt: skip
     add("--guidance-interval", type=float, nargs=2, default=default.guidance_interval, metavar=("FROM", "TO"),
         help="times in which guidance acts, 0 noise, 1 data")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), help="of the model; solvers keep float32 at least (default: as saved)")
@@ -53,6 +55,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         last_step_size=args.last_step_size,
         guidance=args.guidance,
         guidance_schedule=args.guidance_schedule,
+        guidance_power=args.guidance_power,
         guidance_interval=tuple(args.guidance_interval),
     )
 

@@ -46,10 +46,10 @@ class TrainConfig:
     model_options: dict[str, Any] = option({}, "model options, such as depth=4", _MODEL, flag="set")
     init_from: str | None = option(None, "start from these saved or released weights (fine-tuning)", _MODEL, str)
 
-    path: str = option("gvp", "from noise to data", _OBJECTIVE, choices=tuple(sorted(PATHS)))
+    path: str = option("gvp", "from noise to data", _OBJECTIVE, choices=PATHS)
     prediction: str = option("velocity", "what the model predicts", _OBJECTIVE, choices=PREDICTIONS)
     weighting: str = option("none", "weight of the loss", _OBJECTIVE, choices=WEIGHTINGS)
-    time_sampling: str = option("uniform", "training times", _OBJECTIVE, choices=tuple(sorted(TIME_SAMPLINGS)))
+    time_sampling: str = option("uniform", "training times", _OBJECTIVE, choices=TIME_SAMPLINGS)
 
     steps: int = option(10_000, "optimiser steps in all", _OPTIMISATION, least=1, change="constant schedule")
     epochs: float | None = option(

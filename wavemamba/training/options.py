@@ -27,7 +27,7 @@ class Option:
         least: smallest value, for numbers.
         below: what every value is smaller than, for numbers.
         above: whether `least` itself is refused.
-        choices: what a word may be.
+        choices: what a word may be; a registry takes in what is added to it later.
         many: several values, kept as a tuple.
         flag: the command's word for it, without dashes; None: the field's name.
     """
@@ -39,7 +39,7 @@ class Option:
     least: float | None = None
     below: float = float("inf")
     above: bool = False
-    choices: tuple[str, ...] | None = None
+    choices: Iterable[str] | None = None
     many: bool = False
     flag: str | None = None
 
