@@ -61,7 +61,14 @@ def test_what_is_left_out_is_counted_and_said(mixed):
     one = open_source(mixed, labels="none", size=8)
     assert (len(one), one.classes) == (4, ("mixed",))
     said = one.summary()
-    for words in ("5 hidden names", "1 .txt files", "1 no suffix files", "1 broken links", "1 links to a folder above"):
+    for words in (
+        "1 sub-folders without images",
+        "5 hidden names",
+        "1 .txt files",
+        "1 no suffix files",
+        "1 broken links",
+        "1 links to a folder above",
+    ):
         assert words in said
     classes = open_source(mixed, labels="folders", size=8)
     assert (len(classes), classes.classes) == (1, ("deep",))

@@ -62,6 +62,7 @@ class ImageFolder(ExampleSource):
             raise DataError(f"{shown(folder)}: expected a folder that can be read ({error})") from error
         inside = {name: found for name, found in subfolders.items() if found.pictures}
         self.skipped = sum((found.skipped for found in subfolders.values()), beside.skipped)
+        self.skipped["sub-folders without images"] += len(subfolders) - len(inside)
         if labels == "auto":
             labels = "folders" if inside else "none"
             if inside and beside.pictures:
@@ -73,11 +74,10 @@ class ImageFolder(ExampleSource):
                 )
         if labels == "none":
             every = [*beside.pictures, *(path for found in inside.values() for path in found.pictures)]
-            groups = [(shown(self.folder.resolve().name), sorted(every))]
+            groups = [(shown(self.folder.resolve().name) or "all", sorted(every))]
         else:
             groups = [(shown(name), found.pictures) for name, found in sorted(inside.items())]
             self.skipped["images beside the class folders"] += len(beside.pictures)
-            self.skipped["sub-folders without images"] += len(subfolders) - len(inside)
         self.files = [(path, label) for label, (_, paths) in enumerate(groups) for path in paths]
         if not self.files:
             raise DataError(
