@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support import golden_model
 
+import wavemamba.models.saving
 from wavemamba import CheckpointError, DiMSUM, create_model
 from wavemamba.files import write_atomically
 from wavemamba.models import TrainedFor, load_pretrained
@@ -84,6 +85,19 @@ def test_dtypes_are_kept_or_chosen(dtype, tmp_path):
     assert {p.dtype for p in load_pretrained(tmp_path, dtype=torch.float32).parameters()} == {torch.float32}
     with torch.device("meta"):
         assert not any(p.is_meta for p in load_pretrained(tmp_path, device="cpu").parameters())
+
+
+def test_a_revision_of_the_hub(saved, monkeypatch):
+    model, folder = saved
+    asked = []
+
+    def download(repository, name, **options):
+        asked.append((repository, name, options["revision"]))
+        return str(folder / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert same(DiMSUM.from_pretrained("me/mine", revision="3f9c1a7"), model)
+    assert asked == [("me/mine", name, "3f9c1a7") for name in ("model.safetensors", "config.json")]
 
 
 def test_tied_and_strided_weights(tmp_path):
@@ -249,6 +263,23 @@ class TestASaveThatFails:
             first.save_pretrained(folder)
             (folder / name).write_bytes((folder / "second" / name).read_bytes())
             assert load_pretrained(folder).config == kept.config
+
+    def test_what_is_read_is_of_one_save(self, saved, monkeypatch):
+        """Another save replaces both files between the look at the weights' header and the reading of their values."""
+        first, folder = saved
+        second = tiny(layout="mosaic")
+        read_record = wavemamba.models.saving.read_record
+
+        def slowly(*args):
+            result = read_record(*args)
+            second.save_pretrained(folder)
+            return result
+
+        monkeypatch.setattr("wavemamba.models.saving.read_record", slowly)
+        loaded = load_pretrained(folder)
+        assert loaded.config == first.config
+        assert same(loaded, first)
+        assert load_pretrained(folder).config == second.config
 
     def test_an_edited_configuration_holds(self, saved):
         _, folder = saved

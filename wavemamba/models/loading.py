@@ -16,7 +16,15 @@ from wavemamba.models.building import bounded_by, drawing_nothing, without_value
 from wavemamba.models.hub import path_of
 from wavemamba.models.record import CONFIG_KEY, WEIGHTS_NAME, parse_record, read_record, trained_for
 from wavemamba.models.tensor_file import TensorFile
-from wavemamba.models.weights import bytes_held, expect_fit, expect_plausible, is_state, load_strictly, read_weights
+from wavemamba.models.weights import (
+    bytes_held,
+    expect_fit,
+    expect_plausible,
+    is_state,
+    load_strictly,
+    read_weights,
+    without_wrappers,
+)
 
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
@@ -40,20 +48,7 @@ def load_into(
         CheckpointError: a name is missing, extra or misshapen, or the weights were made with other options; the model
             is left as it was.
     """
-    record: dict[str, Any] | None = None
-    if isinstance(source, Mapping):
-        state = dict(source)
-        if not is_state(state):
-            raise CheckpointError(f"expected named tensors, got {str(state)[:200]}; pass a module's state_dict()")
-    else:
-        path = path_of(source)
-        if path.is_dir():
-            path = path / WEIGHTS_NAME
-            record = read_record(path.parent, TensorFile(path))[1]
-        elif path.suffix == ".safetensors":
-            metadata = TensorFile(path).metadata
-            record = parse_record(str(path), metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
-        state = read_weights(path)
+    state, record = _state_and_record(source)
     if record is not None:
         _expect_same_meaning(model, record, changed)
     trained = None if record is None else trained_for(str(source), record)
@@ -66,6 +61,28 @@ def load_into(
         model.trained_for = trained if same else dataclasses.replace(trained, class_names=())
     if notes:
         warnings.warn(f"weights adapted to the model: {'; '.join(notes)}", stacklevel=3)
+
+
+def _state_and_record(
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    if isinstance(source, Mapping):
+        state = dict(source)
+        if not is_state(state):
+            raise CheckpointError(f"expected named tensors, got {str(state)[:200]}; pass a module's state_dict()")
+        return without_wrappers("the parameters", state), None
+    path = path_of(source)
+    folder = path if path.is_dir() else None
+    if folder is not None:
+        path = folder / WEIGHTS_NAME
+    if path.suffix != ".safetensors" or not path.is_file():
+        return read_weights(path), None
+    with TensorFile(path) as file:
+        if folder is not None:
+            record: dict[str, Any] | None = read_record(folder, file)[1]
+        else:
+            record = parse_record(str(path), file.metadata[CONFIG_KEY]) if CONFIG_KEY in file.metadata else None
+        return without_wrappers(str(path), dict(file.read())), record
 
 
 def model_from(

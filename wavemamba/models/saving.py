@@ -63,29 +63,29 @@ def load(
     parts: Mapping[str, Callable[..., nn.Module]] | None = None,
 ) -> Model:
     """See `Model.from_pretrained`; without a class, `config.json` says which family it is."""
-    weights = TensorFile(find_file(source, WEIGHTS_NAME, revision))
-    path, record = read_record(source, weights, revision)
-    cls = _class_of(path, record) if cls is None else cls
-    given = dict(parts or {})
+    with TensorFile(find_file(source, WEIGHTS_NAME, revision)) as weights:
+        path, record = read_record(source, weights, revision)
+        cls = _class_of(path, record) if cls is None else cls
+        given = dict(parts or {})
 
-    on_meta = cls.builds_on_meta and not given and not record.get("needs")
+        on_meta = cls.builds_on_meta and not given and not record.get("needs")
 
-    def build() -> Model:
-        return _build(path, record, cls, given)
+        def build() -> Model:
+            return _build(path, record, cls, given)
 
-    def place(tensor: Tensor) -> Tensor:
-        wanted = dtype if tensor.is_floating_point() else None
-        return tensor.to(device=device or "cpu", dtype=wanted)
+        def place(tensor: Tensor) -> Tensor:
+            wanted = dtype if tensor.is_floating_point() else None
+            return tensor.to(device=device or "cpu", dtype=wanted)
 
-    try:
-        model = build_to_load(build, weights.shapes(), on_meta=on_meta)
-        load_strictly(model, dict(weights.read(place)), assign=True)
-        if has_meta(model):  # what is not saved, a buffer for example, is there once the model is built for real
-            state = model.state_dict()
-            model = build_to_load(build, weights.shapes(), on_meta=False)
-            load_strictly(model, state, assign=True)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        try:
+            model = build_to_load(build, weights.shapes(), on_meta=on_meta)
+            load_strictly(model, dict(weights.read(place)), assign=True)
+            if has_meta(model):  # what is not saved, a buffer for example, is there once the model is built for real
+                state = model.state_dict()
+                model = build_to_load(build, weights.shapes(), on_meta=False)
+                load_strictly(model, state, assign=True)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     model = model.to(device=device, dtype=dtype)
     model.trained_for = trained_for(path, record)
     return model.eval()

@@ -57,9 +57,10 @@ class _Entry(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file whose header has been read and checked.
+    """A safetensors file, open, whose header has been read and checked; a context that closes it.
 
-    Its tensors are read, never mapped: what happens to the file later, a cut or a rewrite, does not reach them.
+    Its name may be given to another file meanwhile: header and tensors are of one file. The tensors are read, never
+    mapped: what happens to the file later, a cut or a rewrite, does not reach them.
 
     Args:
         path: the file.
@@ -74,8 +75,18 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
-        with self._opened() as file:
-            self._entries = self._read_header(file)
+        self._file = self._opened()
+        try:
+            self._entries = self._read_header(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
 
     def shapes(self) -> dict[str, Tensor]:
         """The tensors by name on the meta device, which holds no values."""
@@ -90,15 +101,14 @@ class TensorFile:
         Raises:
             CheckpointError: the file is cut short since it was opened.
         """
-        with self._opened() as file:
-            for name, entry in sorted(self._entries.items(), key=lambda item: item[1].start):
-                tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
-                if tensor.numel():
-                    file.seek(entry.start)
-                    data = tensor.reshape(-1).view(torch.uint8).numpy()
-                    if file.readinto(data) != data.nbytes:  # type: ignore[attr-defined]  # a buffered file has it
-                        raise self._damaged(f"the file ends within {name}")
-                yield name, tensor if place is None else place(tensor)
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1].start):
+            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+            if tensor.numel():
+                self._file.seek(entry.start)
+                data = tensor.reshape(-1).view(torch.uint8).numpy()
+                if self._file.readinto(data) != data.nbytes:  # type: ignore[attr-defined]  # a buffered file has it
+                    raise self._damaged(f"the file ends within {name}")
+            yield name, tensor if place is None else place(tensor)
 
     def _opened(self) -> BinaryIO:
         try:

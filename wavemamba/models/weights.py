@@ -53,15 +53,16 @@ def read_weights(path: str | os.PathLike[str], weights: Weights = "ema") -> dict
     if not file.is_file():
         raise CheckpointError(f"{file}: expected a checkpoint file, found none; check the path")
     if file.name.endswith(_INDEX):
-        return _without_wrappers(file, _read_shards(file))
+        return without_wrappers(str(file), _read_shards(file))
     if file.suffix == ".safetensors":
-        return _without_wrappers(file, read_safetensors(file))
-    return _without_wrappers(file, _unpickle(file, _PARTS[weights]))
+        return without_wrappers(str(file), read_safetensors(file))
+    return without_wrappers(str(file), _unpickle(file, _PARTS[weights]))
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors file; a damaged one is a `CheckpointError`."""
-    return dict(TensorFile(path).read())
+    with TensorFile(path) as file:
+        return dict(file.read())
 
 
 def is_state(content: Mapping[Any, Any]) -> bool:
@@ -174,14 +175,15 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\\" in shard or shard == "..":
             raise CheckpointError(f"{index}: expected shards that lie beside it, got {shard!r}; do not trust this file")
-        for name, tensor in TensorFile(index.parent / shard).read():
+        for name, tensor in read_safetensors(index.parent / shard).items():
             if name in state:
                 raise CheckpointError(f"{index}: expected one tensor a name, got {name!r} twice; fetch it again")
             state[name] = tensor
     return state
 
 
-def _without_wrappers(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrappers(what: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what wrappers put before names, and what they count; two names for one tensor are a `CheckpointError`."""
     stripped: dict[str, Tensor] = {}
     came: dict[str, str] = {}
     for name, tensor in state.items():
@@ -190,7 +192,7 @@ def _without_wrappers(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tens
             short = short.partition(".")[2]
         if short in stripped:
             raise CheckpointError(
-                f"{file}: expected one tensor a name, got {came[short]!r} and {name!r}; keep one of the two"
+                f"{what}: expected one tensor a name, got {came[short]!r} and {name!r}; keep one of the two"
             )
         stripped[short], came[short] = tensor, name
     for counter in _COUNTERS:
