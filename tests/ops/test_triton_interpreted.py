@@ -14,14 +14,23 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parents[1] / "cuda"
 
 
+CHOSEN = "triton and (empty_batch or infinite_steps or largest)"
+
+
 @pytest.mark.parametrize(
-    "files", [["selective_scan"], ["causal_conv1d", "haar_map", "library_ops"]], ids=["scan", "others"]
+    "choice",
+    [
+        ["test_selective_scan.py"],
+        ["test_causal_conv1d.py", "test_haar_map.py", "test_library_ops.py"],
+        ["../ops/test_inputs.py", "-k", CHOSEN],
+    ],
+    ids=["scan", "others", "inputs"],
 )
-def test_interpreted(files):
+def test_interpreted(choice):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [str(FOLDER / f"test_{file}.py") for file in files]
+    command += [str(FOLDER / part) if part.endswith(".py") else part for part in choice]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     if " passed" not in result.stdout:

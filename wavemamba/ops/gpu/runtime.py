@@ -29,12 +29,18 @@ def launch(kernel: Any, programs: int, device_of: Tensor, *arguments: Any, warps
         constants: its compile-time arguments.
 
     Raises:
-        ShapeError: the grid is larger than a GPU can take.
+        ShapeError: the grid is larger than a GPU can take, or a tensor's numbers are not where the kernel looks.
     """
     if programs == 0:  # an empty batch
         return
     if programs > _LARGEST_GRID:
         raise ShapeError(f"grid: expected at most {_LARGEST_GRID:,} programs, got {programs:,}; split the batch")
+    for tensor in arguments:
+        if isinstance(tensor, Tensor) and (tensor.device != device_of.device or tensor.is_neg()):
+            raise ShapeError(
+                f"GPU kernel: expected plain numbers on {device_of.device}, got {tuple(tensor.shape)} on "
+                f"{tensor.device}; use the ops of wavemamba.ops, which see to it"
+            )
     with on_device(device_of):
         kernel[(programs,)](*arguments, num_warps=warps, num_stages=1, **constants, **LAUNCH)
 
