@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import math
-import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,6 +142,7 @@ def empty_gradient(inputs: Sequence[Tensor | None]) -> Tensor:
 _MAX, _MIN, _POW = builtins.max, builtins.min, math.pow
 
 
+@functools.cache
 def kernels(op: str, backend: str) -> Any:
     """The module that calls the kernels of an op, imported at its first use.
 
@@ -150,8 +151,6 @@ def kernels(op: str, backend: str) -> Any:
         backend: "numba" or "triton".
     """
     name = f"wavemamba.ops.{op}.{backend}"
-    if name in sys.modules:
-        return import_module(name)  # which waits where another thread is still at it
     with _python_as_it_is():
         return import_module(name)
 
