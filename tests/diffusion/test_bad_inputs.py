@@ -14,6 +14,9 @@ from wavemamba.diffusion import (
     ODE_SOLVERS,
     ClassifierFreeGuidance,
     Objective,
+    get_path,
+    get_time_sampling,
+    integrate,
     log_likelihood,
     sample_noise,
     sample_ode,
@@ -182,3 +185,45 @@ def test_guidance_takes_conditions_both_ways():
         guided(x, t, y, maks=mask)
     sample_ode(guided, x, LINEAR, solver="euler", steps=1, y=y, conditions={"mask": mask})
     assert seen[-1].shape == (4, 1)
+
+
+def half(x, t, y=None):
+    return 0.5 * x
+
+
+X = torch.ones(2, 3)
+MISUSES = {
+    "objective": lambda: sample_ode(half, X, "linear"),
+    "objective of an sde": lambda: sample_sde(half, X, None),
+    "model": lambda: sample_ode("model", X, LINEAR),
+    "callback": lambda: sample_ode(half, X, LINEAR, callback=3),
+    "options": lambda: sample_ode(half, X, LINEAR, options=[1]),
+    "a misspelt option of torchdiffeq": lambda: sample_ode(half, X, LINEAR, options={"frist_step": 0.1}),
+    "sparse": lambda: sample_ode(half, X.to_sparse(), LINEAR),
+    "t": lambda: LINEAR.loss(half, X, t=torch.ones(3)),
+    "t as a list": lambda: LINEAR.path.interpolate(X, X, [0.1, 0.2]),
+    "x0": lambda: LINEAR.loss(half, X, x0=np.ones((2, 3))),
+    "y": lambda: LINEAR.loss(half, X, y=[1, 2]),
+    "conditions": lambda: LINEAR.loss(half, X, conditions=[1]),
+    "negative shape": lambda: sample_noise((2, -3)),
+    "a number as shape": lambda: sample_noise(3),
+    "integer noise": lambda: sample_noise((2, 3), dtype=torch.int64),
+    "one seed": lambda: sample_noise((2, 3), seeds=3),
+    "half a seed": lambda: sample_noise((2, 3), seeds=[1.5, 2]),
+    "interval": lambda: ClassifierFreeGuidance(half, 1.5, null_class=3, interval=3),
+    "words as interval": lambda: ClassifierFreeGuidance(half, 1.5, null_class=3, interval=("a", "b")),
+    "labels as a list": lambda: ClassifierFreeGuidance(half, 1.5, null_class=3)(X, torch.ones(2), [1, 2]),
+    "guided None": lambda: ClassifierFreeGuidance(lambda x, t, y: None, 1.5, null_class=3)(
+        X, torch.ones(2), torch.tensor([1, 2])
+    ),
+    "beta": lambda: get_path("vp", beta_min="a"),
+    "end": lambda: integrate(lambda t, x: x, X, 0.0, math.nan),
+    "field": lambda: integrate(lambda t, x: None, X, 0.0, 1.0),
+    "count": lambda: get_time_sampling("uniform").sample(2.5),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_a_misuse_is_named(misuse):
+    with pytest.raises((ConfigError, ShapeError), match=r"expected|unknown"):
+        MISUSES[misuse]()

@@ -46,9 +46,11 @@ def expect_conditions(model: Model, y: Tensor | None, conditions: Conditions | N
     """Refuse conditions that the model's signature does not have, where it can be read.
 
     Raises:
-        ConfigError: a condition of an unknown name, or one that has an argument of its own.
+        ConfigError: the model cannot be called; a condition of an unknown name, or one with an argument of its own.
         ShapeError: `y` is not a tensor.
     """
+    if not callable(model):
+        raise ConfigError(f"model: expected a function or module of (x, t), got {model!r}")
     if y is not None and not isinstance(y, Tensor):
         raise ShapeError(f"y: expected a tensor of labels, got {type(y).__name__}; make one with torch.as_tensor")
     if conditions is None:

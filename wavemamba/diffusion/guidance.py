@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,11 @@ class ClassifierFreeGuidance:
             raise ConfigError(f"schedule: expected a name or a function (t, scale, power), got {schedule!r}")
         self.scale = expect_number("scale", scale, least=0, remedy="1 is no guidance")
         self.power = expect_number("power", power, above=0, remedy="4 is usual")
-        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        if not isinstance(interval, Sequence) or len(interval) != 2:
+            raise ConfigError(f"interval: expected (start, end), got {interval!r}; 0 is noise, 1 is data")
+        for time in interval:
+            expect_number("interval", time, least=0, most=1, remedy="expected 0 <= start <= end <= 1")
+        if interval[0] > interval[1]:
             raise ConfigError(f"interval: expected 0 <= start <= end <= 1, got {interval}; 0 is noise, 1 is data")
         self.interval = (float(interval[0]), float(interval[1]))
         # A module without the attribute may raise, another may hold None: both are unconditional.
@@ -114,6 +118,8 @@ class ClassifierFreeGuidance:
         batch = len(x)
         if y is None:
             raise ConfigError("y: expected (B,) labels, got None; without labels there is nothing to guide towards")
+        if not isinstance(y, Tensor):
+            raise ShapeError(f"y: expected a tensor of labels, got {type(y).__name__}; make one with torch.as_tensor")
         if y.shape != (batch,):
             raise ShapeError(f"y: expected ({batch},), one label per sample, got {tuple(y.shape)}")
         given = {**(conditions or {}), **named}
@@ -121,6 +127,10 @@ class ClassifierFreeGuidance:
         labels = torch.cat([y, torch.full_like(y, self.null_class)])
         extra = {name: _doubled(value, batch) for name, value in given.items()}
         output = self.model(_twice(x), _twice(t), y=labels, **extra)
+        if not isinstance(output, Tensor):
+            raise ShapeError(
+                f"model output: expected a tensor, got {type(output).__name__}; return the prediction alone"
+            )
         conditional, unconditional = output.chunk(2)
         channels = x.shape[1]
         scale = broadcast_time(self.scale_at(t), x).to(output.dtype)

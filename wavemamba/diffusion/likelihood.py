@@ -11,7 +11,7 @@ from torch import Tensor
 from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
 from wavemamba.diffusion.noise import RandomSource, Streams
-from wavemamba.diffusion.objective import Objective, expect_batch, rows
+from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective, rows
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
 from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
 from wavemamba.diffusion.solving import OdeSolver
@@ -102,7 +102,7 @@ def log_likelihood(
     width = expect_number("bin_width", bin_width, above=0)
     x1 = expect_batch("x1", x1)
     expect_conditions(model, y, conditions)
-    start, end = objective.sample_interval
+    start, end = expect_objective(objective).sample_interval
     shape = x1.shape
     dims = math.prod(shape[1:])
     dtype = accumulation_dtype(x1.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wavemamba.checks import expect_count
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.seeds import generator_for
 
@@ -95,8 +96,15 @@ def sample_noise(
     """
     if seeds is not None and generator is not None:
         raise ConfigError("sample_noise: expected seeds or generator, got both; drop one")
+    if not hasattr(shape, "__iter__") or not len(shape):
+        raise ShapeError(f"shape: expected (B, ...), got {shape!r}")
+    sizes = [expect_count("shape", side) for side in shape]
+    if not dtype.is_floating_point:
+        raise ShapeError(f"dtype: expected a floating dtype, got {dtype}")
+    if seeds is not None and not _several(seeds):
+        raise ShapeError(f"seeds: expected one for each of {sizes[0]} samples, got {seeds!r}")
     source = generator if seeds is None else [_seed(seed) for seed in seeds]
-    return Streams(source, shape[0], "start").normal(shape[1:], device=device, dtype=dtype)
+    return Streams(source, sizes[0], "start").normal(sizes[1:], device=device, dtype=dtype)
 
 
 def _several(source: object) -> bool:

@@ -239,9 +239,22 @@ def expect_batch(name: str, x: Tensor) -> Tensor:
             f"{name}: expected a tensor (B, C, ...), got {type(x).__name__}; make one with torch.as_tensor"
         )
     expect_floating(name, x)
+    if x.layout != torch.strided:
+        raise ShapeError(f"{name}: expected a dense tensor, got {x.layout}; make it one with .to_dense()")
     if x.ndim == 0:
         raise ShapeError(f"{name}: expected (B, C, ...), got a single number; add a batch axis with x[None]")
     return x
+
+
+def expect_objective(objective: Objective) -> Objective:
+    """Return the objective.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"objective: expected an Objective(path, prediction), got {objective!r}")
+    return objective
 
 
 def rows(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
-from wavemamba.diffusion.objective import Objective, expect_batch
+from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.report import Callback, SampleInfo
 from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
 from wavemamba.diffusion.solving import Dynamics, OdeSolver
@@ -117,7 +117,7 @@ def sample_ode(
     """
     noise = expect_batch("noise", noise)
     expect_conditions(model, y, conditions)
-    start, end = objective.sample_interval
+    start, end = expect_objective(objective).sample_interval
     velocity = objective.velocity(in_dtype(model, noise.dtype, y, conditions))
     sample, info = integrate(
         lambda t, x: velocity(x, t),

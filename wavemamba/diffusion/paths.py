@@ -22,6 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from wavemamba.checks import expect_number
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.names import check_names
 from wavemamba.registry import Registry
@@ -33,9 +34,10 @@ def broadcast_time(t: Tensor, x: Tensor) -> Tensor:
     Raises:
         ShapeError: `t` is not one time per sample.
     """
-    if t.shape != x.shape[:1]:
+    if not isinstance(t, Tensor) or t.shape != x.shape[:1]:
+        got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
         raise ShapeError(
-            f"t: expected ({x.shape[0]},), one time per sample of x {tuple(x.shape)}, got {tuple(t.shape)}; "
+            f"t: expected ({x.shape[0]},), one time per sample of x {tuple(x.shape)}, got {got}; "
             "expand a single time with t.expand(len(x))"
         )
     return t.view(-1, *[1] * (x.ndim - 1))
@@ -185,7 +187,9 @@ class VPPath(Path):
     singular_end = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
+        for name in ("beta_min", "beta_max"):
+            expect_number(name, getattr(self, name), above=0)
+        if not self.beta_min <= self.beta_max:
             raise ConfigError(
                 f"VPPath: expected 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}; "
                 "the usual rates are 0.1 and 20"

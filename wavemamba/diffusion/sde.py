@@ -24,7 +24,7 @@ from torch import Tensor
 from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
 from wavemamba.diffusion.noise import RandomSource, Streams
-from wavemamba.diffusion.objective import Objective, expect_batch
+from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.paths import Path, broadcast_time
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
@@ -252,7 +252,7 @@ def sample_sde(
     x = expect_batch("noise", noise).to(accumulation_dtype(noise.dtype), copy=True)
     expect_conditions(model, y, conditions)
     expect_finite("noise", x, "the start")
-    start, end = sde_interval(objective, form, size)
+    start, end = sde_interval(expect_objective(objective), form, size)
     reached = end if last == "none" else 1.0
     streams = Streams(generator, len(x), "sde")
     if x.numel() == 0:

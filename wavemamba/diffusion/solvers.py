@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -106,6 +106,10 @@ def integrate(
         SolverError: an adaptive solver cannot go on, or a number is not finite.
     """
     method = get_solver(solver)
+    if not isinstance(options, Mapping | None):
+        raise ConfigError(f"options: expected a mapping of names to values, got {options!r}")
+    if not (callback is None or callable(callback)):
+        raise ConfigError(f"callback: expected a function of a Progress, got {callback!r}")
     control = choose("step_control", step_control, STEP_CONTROLS)
     count = expect_count("steps", steps, 1)
     most = expect_count("max_evaluations", max_evaluations, 1)

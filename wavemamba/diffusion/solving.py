@@ -52,8 +52,9 @@ class Evaluations:
                 time = t if self._within is None else min(max(t, self._within[0]), self._within[1])
                 times = torch.full((len(x),), time, device=x.device, dtype=x.dtype)
             slope = self._dynamics(times, x.clone())
-            if slope.shape != x.shape:
-                raise ShapeError(f"field: expected the shape of x {tuple(x.shape)}, got {tuple(slope.shape)}")
+            if not isinstance(slope, Tensor) or slope.shape != x.shape:
+                got = tuple(slope.shape) if isinstance(slope, Tensor) else type(slope).__name__
+                raise ShapeError(f"field: expected a tensor of the shape of x {tuple(x.shape)}, got {got}")
             # A compiled model may hand out the same memory at every call.
             return slope.to(x.dtype, copy=True)
         except BaseException as error:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from wavemamba.checks import expect_number
+from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.paths import Path
 from wavemamba.errors import ConfigError
 from wavemamba.names import check_names
@@ -89,7 +89,7 @@ class TimeSampling(ABC):
         same times on every device. `device` None is the generator's, else the CPU.
         """
         where = generator.device if generator is not None else torch.device(device or "cpu")
-        unit = self.unit(count, generator=generator, device=where, dtype=dtype)
+        unit = self.unit(expect_count("count", count), generator=generator, device=where, dtype=dtype)
         return (interval.start + (interval.end - interval.start) * unit).to(device or where)
 
     @abstractmethod
