@@ -71,6 +71,13 @@ def test_synthesis_inverts_analysis():
     assert relative_error(haar_synthesis(haar_analysis(x, 3), 3), x) < 1e-6
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_inverse_is_exact_under_autocast_and_another_default_device(backend):
+    x = torch.randn(2, 8, 16, 3)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert relative_error(haar_synthesis(haar_analysis(x, 2, backend=backend), 2, backend=backend), x) < 1e-6
+
+
 def test_agrees_with_pytorch_wavelets():
     dwt = pytest.importorskip("pytorch_wavelets").DWTForward(J=1, wave="haar", mode="periodization")
     x = torch.randn(2, 8, 6, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wavemamba.dtypes import accumulation_dtype
+from wavemamba.dtypes import accumulation_dtype, autocast_off
 from wavemamba.ops.haar.layout import arrange_bands, collect_bands
 from wavemamba.ops.haar.op import HaarInputs
 
@@ -35,9 +35,10 @@ def run(inputs: HaarInputs) -> Tensor:
     side = 2**levels
     dtype = accumulation_dtype(x.dtype)
     matrix = scale * packet_matrix(levels, dtype).to(x.device)
-    if inverse:
-        bands = collect_bands(x.to(dtype), side, layout)
-        cells = torch.einsum("bhwkc,kpq->bhpwqc", bands, matrix)
-        return cells.flatten(3, 4).flatten(1, 2).to(x.dtype)
-    cells = x.to(dtype).unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return arrange_bands(torch.einsum("bhpwqc,kpq->bhwkc", cells, matrix), side, layout).to(x.dtype)
+    with autocast_off(x.device):
+        if inverse:
+            bands = collect_bands(x.to(dtype), side, layout)
+            cells = torch.einsum("bhwkc,kpq->bhpwqc", bands, matrix)
+            return cells.flatten(3, 4).flatten(1, 2).to(x.dtype)
+        cells = x.to(dtype).unflatten(2, (-1, side)).unflatten(1, (-1, side))
+        return arrange_bands(torch.einsum("bhpwqc,kpq->bhwkc", cells, matrix), side, layout).to(x.dtype)
