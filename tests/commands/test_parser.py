@@ -95,6 +95,13 @@ def test_overrides_are_literals_or_words():
         parse_overrides(["depth"])
 
 
+def test_a_misspelt_flag_is_named_before_what_is_missing(parser, capsys):
+    parser.add_argument("--out", required=True)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse(["--outt=x"])
+    assert "unrecognized arguments: --outt=x (did you mean --out?)" in capsys.readouterr().err
+
+
 def test_nothing_in_a_recipe_is_not_given(parser, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("batch-size: null\nset:\nlr: 2.0")

@@ -36,6 +36,10 @@ class RecipeParser(argparse.ArgumentParser):
         Raises:
             ConfigError: the recipe is missing, is no mapping, or holds an unknown name.
         """
+        known = {option for action in self._actions for option in action.option_strings}
+        wrong = [word for word in arguments if word.startswith("--") and word.partition("=")[0] not in known]
+        if wrong:  # before anything is said to be missing
+            self.error(f"unrecognized arguments: {' '.join(wrong)}")
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--recipe")
         path = first.parse_known_args(list(arguments))[0].recipe
