@@ -160,8 +160,7 @@ def test_meta_then_values(case):
     torch.manual_seed(3)
     model.reset_parameters()
     for key, value in model.state_dict().items():
-        assert value.isfinite().all(), key
-        assert torch.equal(value.std() > 0, expected[key].std() > 0) or value.numel() == 1, key
+        assert torch.equal(value, expected[key]), key
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -107,10 +107,11 @@ def model_from(
         model = build()
     own, called = model.import_state(state)
     expect_fit(model, own, called)
-    if not model.builds_on_meta:
+    some_are_its_own = any(tensor.is_meta for tensor in own.values()) and not any(t.is_meta for t in state.values())
+    if some_are_its_own or not model.builds_on_meta:
         with bounded_by(state), drawing_nothing():
             model = build()
-        own, called = model.import_state(state)  # which may take values of the model's own
+        own, called = model.import_state(state)
     values = {name: tensor.to(dtype=dtype, copy=copy) for name, tensor in own.items()}
     load_strictly(model, values, called, assign=True)
     return model.eval()

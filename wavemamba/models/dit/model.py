@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.blocks import SharedAttention
+from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dit.config import DiTConfig
 from wavemamba.models.dit.released_names import NAMES
 from wavemamba.models.patch_model import PatchDiffusionModel
@@ -31,11 +32,13 @@ class DiT(PatchDiffusionModel):
     config: DiTConfig
     config_class = DiTConfig
     parts = ("make_block",)
+    builds_on_meta = True
 
     def __init__(self, config: DiTConfig, *, make_block: Callable[[DiTConfig, int], nn.Module] | None = None) -> None:
-        super().__init__(config, make_block=make_block)
-        self.pos_embed.requires_grad_(config.learn_positions)
-        self.blocks = nn.ModuleList((make_block or transformer_block)(config, i) for i in range(config.depth))
+        with drawing_nothing():
+            super().__init__(config, make_block=make_block)
+            self.pos_embed.requires_grad_(config.learn_positions)
+            self.blocks = nn.ModuleList((make_block or transformer_block)(config, i) for i in range(config.depth))
         self.reset_parameters()
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
@@ -49,6 +52,8 @@ class DiT(PatchDiffusionModel):
     def reset_parameters(self) -> None:
         """Initialise as the released model: Xavier-uniform Linears, zero biases, modulation and output."""
         super().reset_parameters()
+        if self.pos_embed.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -14,6 +14,7 @@ from wavemamba.errors import ShapeError
 from wavemamba.layers import DropPath, MambaMixer, make_norm
 from wavemamba.layers.embeddings import unpatchify
 from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.models.building import drawing_nothing
 from wavemamba.models.description import Condition
 from wavemamba.models.patch_model import PatchDiffusionModel
 from wavemamba.models.zigma.block import CrossAttention, ZigMaBlock
@@ -48,17 +49,19 @@ class ZigMa(PatchDiffusionModel):
     config: ZigMaConfig
     config_class = ZigMaConfig
     parts = ("make_block",)
+    builds_on_meta = True
 
     def __init__(
         self, config: ZigMaConfig, *, make_block: Callable[[ZigMaConfig, int], nn.Module] | None = None
     ) -> None:
-        super().__init__(config, make_block=make_block)
-        self.pos_embed.requires_grad_(config.positions == "learnt")
-        self.text_embed = None if config.context_dim is None else nn.Linear(config.context_dim, config.dim)
-        self.blocks = nn.ModuleList((make_block or zigzag_block)(config, i) for i in range(config.depth))
-        self.drop_path = DropPath(config.drop_path_rate)
-        self.final_norm = make_norm("rms", config.dim)
-        self.head = nn.Linear(config.dim, config.patch_size**2 * config.predicted_channels)
+        with drawing_nothing():
+            super().__init__(config, make_block=make_block)
+            self.pos_embed.requires_grad_(config.positions == "learnt")
+            self.text_embed = None if config.context_dim is None else nn.Linear(config.context_dim, config.dim)
+            self.blocks = nn.ModuleList((make_block or zigzag_block)(config, i) for i in range(config.depth))
+            self.drop_path = DropPath(config.drop_path_rate)
+            self.final_norm = make_norm("rms", config.dim)
+            self.head = nn.Linear(config.dim, config.patch_size**2 * config.predicted_channels)
         self.reset_parameters()
 
     @property
@@ -81,6 +84,8 @@ class ZigMa(PatchDiffusionModel):
     def reset_parameters(self) -> None:
         """Initialise as the released model: zero biases and modulations, mixers' outputs over the root of the depth."""
         super().reset_parameters()
+        if self.pos_embed.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
