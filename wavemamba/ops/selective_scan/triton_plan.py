@@ -122,6 +122,10 @@ class Plan:
         """Size of the main kernels' grid."""
         return self.sizes.batch * self.segments.parts * self.sizes.groups * self.sizes.blocks
 
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """Tensors that both main kernels take, in their order."""
+        return (self.u, self.delta, self.A, self.B, self.C, self.D, self.z, self.bias, self.order, self.starts)
+
     def grid(self) -> tuple[int, ...]:
         """Sizes that every kernel takes."""
         sizes = self.sizes
