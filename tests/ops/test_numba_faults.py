@@ -3,7 +3,6 @@
 import _thread
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -23,6 +22,8 @@ from wavemamba.ops import SlowBackendWarning, backends, causal_conv1d, selective
 from wavemamba.ops.cpu import disk_cache, kernels, runtime
 from wavemamba.ops.cpu.pool import Pool
 from wavemamba.ops.dispatch import backend
+
+resource = pytest.importorskip("resource")
 
 JOB = kernels.Job(scratch=np.int64, target=np.int64)
 
