@@ -1,6 +1,5 @@
 """The kernels' threads, their cache, and their functions of one variable."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_kernels import every_op
 from numba import njit
-from support import scan_inputs
-from torch.utils.data import DataLoader, Dataset
 
 from wavemamba import ShapeError
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
@@ -32,15 +30,6 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
-
-
-def every_op(seed=0):
-    """All three kernels, forward and backward, in one number a tensor."""
-    inputs = {k: v.float().requires_grad_() for k, v in scan_inputs(2, 40, 192, 4, seed=seed).items()}
-    x = causal_conv1d(inputs["u"], inputs["A"], activation="silu", backend="numba")
-    y = selective_scan(**inputs | {"u": x}, delta_softplus=True, backend="numba")
-    y = to_haar_map(y.unflatten(1, (4, 10))[:, :, :8], 2, "channel", backend="numba")
-    return torch.stack([g.double().sum() for g in torch.autograd.grad(y.square().sum(), list(inputs.values()))])
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -77,45 +66,16 @@ def test_openmp_library_of_pytorch_is_found():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_forked_child_after_use():
-    expected = every_op()
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sender.send((torch.get_num_threads(), every_op().tolist())))
-    child.start()
-    finished = receiver.poll(60)
-    if not finished:
-        child.kill()
-    child.join()
-    assert finished, "the forked child hangs"
-    threads, values = receiver.recv()
-    assert threads == 2
-    assert values == expected.tolist()
-
-
-class _ScanningDataset(Dataset):
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return every_op(index)
-
-
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_data_loader_workers():
-    expected = torch.stack([every_op(seed) for seed in range(6)])
-    loader = DataLoader(_ScanningDataset(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
-    assert torch.equal(torch.cat(list(loader)), expected)
-    assert torch.equal(every_op(), expected[0])  # and the parent goes on
+def test_forked_children():
+    result = run_python("import runpy; runpy.run_path('tests/forked_kernels.py', run_name='__main__')")
+    assert result.stdout == "done\n", result.stderr
 
 
 def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment},
         capture_output=True,
         text=True,
         timeout=120,
