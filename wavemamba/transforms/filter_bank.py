@@ -38,17 +38,17 @@ def filter_axes(x: Tensor, bank: Tensor, first: int) -> Tensor:
         (B, W / R, R, H / R, R, K, C): first the coefficients of columns, then those of rows.
     """
     cell = bank.shape[0]
-    y = _filter(x.unflatten(1, (-1, cell)), bank, first, adjoint=False)
-    y = y.flatten(1, 2).transpose(1, 2).unflatten(1, (-1, cell))  # long runs in memory along both axes
-    return _filter(y, bank, first, adjoint=False).unflatten(3, (-1, cell))
+    h, w = x.shape[1] // cell, x.shape[2] // cell
+    y = _filter(x.unflatten(1, (h, cell)), bank, first, adjoint=False)
+    y = y.unflatten(3, (w, cell)).permute(0, 3, 4, 1, 2, 5, 6)  # long runs in memory along both axes
+    return _filter(y, bank, first, adjoint=False)
 
 
 def unfilter_axes(y: Tensor, bank: Tensor, first: int) -> Tensor:
     """The adjoint of `filter_axes`: its result's shape to (B, H, W, K, C)."""
-    cell = bank.shape[0]
     x = _filter(y, bank, first, adjoint=True)
-    x = x.flatten(3, 4).flatten(1, 2).transpose(1, 2).unflatten(1, (-1, cell))
-    return _filter(x, bank, first, adjoint=True).flatten(1, 2)
+    x = _filter(x.permute(0, 3, 4, 1, 2, 5, 6), bank, first, adjoint=True)
+    return x.flatten(3, 4).flatten(1, 2)
 
 
 def _filter(x: Tensor, bank: Tensor, first: int, *, adjoint: bool) -> Tensor:
