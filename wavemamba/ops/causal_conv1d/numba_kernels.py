@@ -34,22 +34,16 @@ BACKWARD = Job(**_INPUTS, dy=ROWS, dx=ROWS, dweight=np.int64, dbias=np.int64, di
 
 
 @inline
-def _first_step(job, b, step):  # type: ignore[no-untyped-def]  # numba infers
-    """Where the sequence of a step begins: the first one with the initial state."""
-    return 1 - job.width if job.first == 0 else get_int(job.first + 8 * (b * job.length + step))
-
-
-@inline
-def _find_taps(taps, job, zeros, b, step):  # type: ignore[no-untyped-def]  # numba infers
+def _find_taps(taps, job, width, order, rows, stride, firsts, zeros, b, step):  # type: ignore[no-untyped-def]  # numba infers
     """Where the rows lie that a step sees, oldest first; zeros before the first step of its sequence."""
-    before = job.width - 1
-    limit = _first_step(job, b, step)
-    for t in range(job.width):
+    before = width - 1
+    limit = -before if firsts == 0 else get_int(firsts + 8 * step)
+    for t in range(width):
         seen = step - before + t
         if seen < limit:
             tap = zeros
         elif seen >= 0:
-            tap = row_address(job.x, b, step_row(job.order, seen))
+            tap = rows + stride * step_row(order, seen)
         elif job.initial != 0:
             tap = job.initial + 4 * (b * before + seen + before) * job.channels
         else:
@@ -86,11 +80,13 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         if item >= job.count:
             break
         b = item // job.blocks
+        order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
+        firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
         load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
         for step in range(length):
-            _find_taps(taps, job, zeros - 4 * first, b, step)
+            _find_taps(taps, job, width, order, rows, stride, firsts, zeros - 4 * first, b, step)
             out = row_address(job.y, b, step_row(job.order, step))
             for j in range(0, channels, LANES):
                 offset, count = 4 * (first + j), channels - j
@@ -131,6 +127,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         if item >= job.count:
             break
         b = item // job.blocks
+        order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
+        firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
         load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
@@ -139,7 +137,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         for step in range(length - 1, -width, -1):
             slot = ring + _ROW * (step % width)
             if step >= 0:
-                _find_taps(taps, job, zeros - 4 * first, b, step)
+                _find_taps(taps, job, width, order, rows, stride, firsts, zeros - 4 * first, b, step)
                 row = step_row(job.order, step)
                 out = row_address(job.dx, b, row)
             else:
@@ -165,7 +163,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     later = ring + _ROW * ((step + i) % width) + 4 * j
                     total = total + load(later) * load(weights + _ROW * (width - 1 - i) + 4 * j)
                 store_some(out + offset, total, count, spare)
-            if step > 0 and _first_step(job, b, step) == step:  # the steps before are of another sequence
+            if (
+                firsts != 0 and step > 0 and get_int(firsts + 8 * step) == step
+            ):  # the steps before are of another sequence
                 for at in range(0, width * _ROW, VECTOR_BYTES):
                     store(ring + at, splat(0.0))
         vector = b * job.channels + first
