@@ -161,7 +161,7 @@ def test_an_own_part_trains_saves_and_loads(given, needs, tmp_path, monkeypatch)
         with pytest.raises(CheckpointError, match=r"make_block= \(it was .*own_block\)"):
             DiMSUM.from_pretrained(tmp_path)
         return
-    import wavemamba.models.parts as parts
+    import wavemamba.models.part_registry as parts
 
     for kind in needs:  # as in a process that has not registered it
         monkeypatch.setitem(parts._registered, kind, parts.Registry(kind, "add one"))

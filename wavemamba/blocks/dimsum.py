@@ -11,7 +11,7 @@ from wavemamba.blocks.wavelet import WaveletMambaBlock
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers import AdaLN, DropPath, add_norm, gated_residual, make_mlp, make_norm, modulate
 from wavemamba.layers.norm import Norm
-from wavemamba.layers.parts import expect_part, expect_result
+from wavemamba.layers.part_checks import expect_part, expect_result
 
 
 class DiMSUMBlock(MapBlock):

@@ -8,7 +8,7 @@ from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, MambaMixer, gated_residual, make_norm, modulate
 from wavemamba.layers.mixers import expect_mixer
 from wavemamba.layers.norm import Norm
-from wavemamba.layers.parts import expect_result
+from wavemamba.layers.part_checks import expect_result
 
 
 class GatedMamba(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wavemamba.checks import expect_floating, expect_shape, expect_size
 from wavemamba.errors import ConfigError, ShapeError
-from wavemamba.layers.parts import expect_part
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.layers.weight_decay import undecayed_names
 
 

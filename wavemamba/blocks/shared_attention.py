@@ -9,7 +9,7 @@ from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, LayerNorm, SelfAttention, gated_residual, make_mlp, modulate
 from wavemamba.layers.attention import default_heads
 from wavemamba.layers.norm import plain_layer_norm
-from wavemamba.layers.parts import expect_part, expect_result
+from wavemamba.layers.part_checks import expect_part, expect_result
 
 
 class SharedAttention(MapBlock):

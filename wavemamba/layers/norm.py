@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
-from wavemamba.layers.parts import expect_part
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.names import choose
 
 

@@ -7,7 +7,7 @@ from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.parts import make_block
 from wavemamba.models.dimsum.plan import BlockSpec, layer_plan
-from wavemamba.models.parts import register_part
+from wavemamba.models.part_registry import register_part
 from wavemamba.models.patch_model import PatchDiffusionModel
 from wavemamba.models.registry import create_model, list_models, register_model
 from wavemamba.models.saving import load_pretrained

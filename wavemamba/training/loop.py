@@ -18,9 +18,9 @@ from wavemamba.files import write_atomically
 from wavemamba.locks import FolderLock
 from wavemamba.training.callbacks import Outcome
 from wavemamba.training.evaluation import sums_dtype
-from wavemamba.training.parts import RunParts
 from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
+from wavemamba.training.run_parts import RunParts
 from wavemamba.training.stopping import StopSignal, check_same_settings
 from wavemamba.training.writing import writing
 

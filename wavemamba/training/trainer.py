@@ -18,8 +18,8 @@ from wavemamba.training.callbacks import Callback
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.loop import TrainingLoop
-from wavemamba.training.parts import Batch
 from wavemamba.training.progress import Progress
+from wavemamba.training.run_parts import Batch
 from wavemamba.training.sample_grids import SampleGrids
 from wavemamba.training.trackers import Trackers
 

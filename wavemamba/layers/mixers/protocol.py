@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import ShapeError
-from wavemamba.layers.parts import expect_part
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.scans import ScanOrder
 
 

@@ -9,7 +9,7 @@ from wavemamba.blocks.fusion import FUSION_MODES
 from wavemamba.layers.mixers.mamba1 import CONDITIONINGS, Conditioning
 from wavemamba.layers.norm import NORMS
 from wavemamba.models.config import MOST, PatchConfig, expect, expect_whole
-from wavemamba.models.parts import part_names, reserve
+from wavemamba.models.part_registry import part_names, reserve
 from wavemamba.names import choose
 from wavemamba.ops.haar import LAYOUTS, Layout
 from wavemamba.scans import scan_order

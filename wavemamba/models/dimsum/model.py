@@ -15,7 +15,7 @@ from wavemamba.models.dimsum import parts
 from wavemamba.models.dimsum.config import PARTS, DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec, layer_plan
 from wavemamba.models.dimsum.released_names import is_released, rename
-from wavemamba.models.parts import registered_part
+from wavemamba.models.part_registry import registered_part
 from wavemamba.models.patch_model import PatchDiffusionModel
 from wavemamba.models.record import describe
 

@@ -9,7 +9,7 @@ from wavemamba.layers import MambaMixer, make_mlp
 from wavemamba.layers.norm import Norm
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec
-from wavemamba.models.parts import registered_part
+from wavemamba.models.part_registry import registered_part
 
 
 def make_block(
