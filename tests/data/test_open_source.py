@@ -13,17 +13,16 @@ from wavemamba.data import (
     encode_source,
     hold_out,
     open_source,
-    opening,
     register_source,
+    registry,
 )
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import generator_for
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    opening.source_kinds()
-    monkeypatch.setattr(opening, "_KINDS", dict(opening._KINDS))
+def own_kinds(monkeypatch):
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
 
 
 def test_digits_are_the_real_ones():
@@ -54,7 +53,7 @@ def test_two_kinds_in_one_folder_are_not_chosen_from(tmp_path):
         open_source(tmp_path / "both")
     assert isinstance(open_source(tmp_path / "both", kind="webdataset"), TarShards)
     (tmp_path / "both" / "index.json").write_text("{}")
-    with pytest.raises(DataError, match=r"a folder of latent shards.* and .*folder of images"):
+    with pytest.raises(DataError, match=r"folder of images.* and .*folder of latent shards"):
         open_source(tmp_path / "both")
 
 
@@ -99,7 +98,7 @@ def test_nothing_usable_is_named(tmp_path, path):
         open_source(tmp_path / path)
 
 
-def test_a_kind_of_ones_own_is_opened_by_name_prefix_and_content(tmp_path, registry):
+def test_a_kind_of_ones_own_is_opened_by_name_prefix_and_content(tmp_path, own_kinds):
     register_source("counted", lambda what, *, twice=False: Counting(int(what) * (1 + twice)),
                     claims=lambda path: path.suffix == ".count", about="a .count file")  # fmt: skip
     assert len(open_source("counted:7")) == 7
@@ -113,12 +112,12 @@ def test_a_kind_of_ones_own_is_opened_by_name_prefix_and_content(tmp_path, regis
         register_source("my data", Counting)
 
 
-def test_a_kind_of_ones_own_may_replace_the_librarys(registry):
+def test_a_kind_of_ones_own_may_replace_the_librarys(own_kinds):
     register_source("digits", lambda what: Counting(3))
     assert len(open_source("digits")) == 3
 
 
-def test_streams_are_not_verified(registry):
+def test_streams_are_not_verified(own_kinds):
     register_source("streamed", lambda what, *, view: CountingStream([3]))
     with pytest.raises(ConfigError, match="verify: expected it off for streamed data"):
         open_source("streamed:", verify=True)

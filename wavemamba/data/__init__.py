@@ -1,19 +1,19 @@
 """Data sources, and the stream of batches that resumes at any step."""
 
-from wavemamba.data.digits import Digits
+from wavemamba.data.base import ExampleSource, Part, Source, StreamedSource, hold_out
 from wavemamba.data.encoding import encode_source
-from wavemamba.data.hf_datasets import HuggingFaceDataset
-from wavemamba.data.hf_stream import HuggingFaceStream
-from wavemamba.data.image_folder import ImageFolder
 from wavemamba.data.lanes import UnreadableRowWarning
-from wavemamba.data.latent_shards import LatentShards
 from wavemamba.data.latent_writer import LatentShardWriter
-from wavemamba.data.opening import open_source, register_source, source_kinds
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, Part, Source, StreamedSource, hold_out
+from wavemamba.data.registry import open_source, register_source, source_kinds
+from wavemamba.data.sources.digits import Digits
+from wavemamba.data.sources.hf_datasets import HuggingFaceDataset
+from wavemamba.data.sources.hf_stream import HuggingFaceStream
+from wavemamba.data.sources.image_folder import ImageFolder
+from wavemamba.data.sources.latent_shards import LatentShards
+from wavemamba.data.sources.webdataset import TarShards
 from wavemamba.data.stream import Batches, ExampleStream, StepBatches, collate, slices_of_batch
 from wavemamba.data.verify import unreadable, verified
-from wavemamba.data.webdataset import TarShards
 
 __all__ = [
     "Batches",

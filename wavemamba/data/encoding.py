@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from wavemamba.data.base import ExampleSource, Source
 from wavemamba.data.latent_writer import LatentShardWriter
-from wavemamba.data.source import ExampleSource, Source
 from wavemamba.data.stream import collate
 from wavemamba.errors import ConfigError
 from wavemamba.locks import FolderLock

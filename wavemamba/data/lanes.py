@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wavemamba.data.source import StreamedSource
+from wavemamba.data.base import StreamedSource
 from wavemamba.errors import DataError
 from wavemamba.seeds import generator_for
 

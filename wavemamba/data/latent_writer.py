@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from wavemamba.data.latent_shards import INDEX_FILE, mismatch, read_object
-from wavemamba.data.source import shown
+from wavemamba.data.base import shown
+from wavemamba.data.sources.latent_shards import INDEX_FILE, mismatch, read_object
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.files import write_atomically
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wavemamba.data.ahead import read_ahead
+from wavemamba.data.base import ExampleSource, Source, StreamedSource
 from wavemamba.data.lanes import Lanes
-from wavemamba.data.source import ExampleSource, Source, StreamedSource
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import derive_seed, generator_for
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wavemamba.data.image_folder import IMAGE_SUFFIXES
-from wavemamba.data.source import shown
+from wavemamba.data.base import shown
+from wavemamba.data.sources.image_folder import IMAGE_SUFFIXES
 from wavemamba.errors import DataError
 from wavemamba.files import write_atomically
 

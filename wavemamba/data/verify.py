@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from wavemamba.data.source import ExampleSource, Part
+from wavemamba.data.base import ExampleSource, Part
 from wavemamba.errors import DataError
 
 LISTED = 20

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wavemamba.data.base import ExampleSource, classes_of, digest_of, shown
 from wavemamba.data.fingerprints import content_digest
-from wavemamba.data.opening import register_source
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, classes_of, digest_of, shown
+from wavemamba.data.registry import register_source
 from wavemamba.errors import DataError
 from wavemamba.names import choose
 

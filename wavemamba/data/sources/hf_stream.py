@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavemamba.data.base import StreamedSource, classes_of, count_of, digest_of
 from wavemamba.data.hf_rows import HuggingFaceRows, named
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import StreamedSource, classes_of, count_of, digest_of
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.files import write_atomically
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavemamba.data.base import ExampleSource, Source, classes_of, count_of, digest_of
 from wavemamba.data.hf_rows import HuggingFaceRows, classes_in, named
-from wavemamba.data.hf_stream import HuggingFaceStream
-from wavemamba.data.opening import register_source
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, Source, classes_of, count_of, digest_of
+from wavemamba.data.registry import register_source
+from wavemamba.data.sources.hf_stream import HuggingFaceStream
 from wavemamba.errors import ConfigError, DataError
 
 _PICTURES_HASHED = 16384

@@ -1,18 +1,16 @@
-"""The table of what `open_source` can open."""
+"""Kinds of data by name, and `open_source`, which chooses one of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wavemamba.data.base import ExampleSource, Source, StreamedSource, shown
 from wavemamba.data.pictures import PictureView
-from wavemamba.data.source import ExampleSource, Source, StreamedSource, shown
 from wavemamba.data.verify import verified
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.names import check_names, choose
@@ -66,12 +64,6 @@ def register_source(
 
 def source_kinds() -> tuple[SourceKind, ...]:
     """Every kind that is known, the library's own first."""
-    import wavemamba.data
-
-    own = dict(_KINDS)
-    for module in pkgutil.iter_modules(wavemamba.data.__path__):
-        importlib.import_module(f"wavemamba.data.{module.name}")
-    _KINDS.update(own)  # what a user registered before wins over the library's
     return tuple(_KINDS.values())
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wavemamba.data.opening import register_source
-from wavemamba.data.source import ExampleSource, digest_of
+from wavemamba.data.base import ExampleSource, digest_of
+from wavemamba.data.registry import register_source
 from wavemamba.errors import ConfigError, DataError
 
 

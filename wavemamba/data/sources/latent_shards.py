@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavemamba.data.opening import register_source
-from wavemamba.data.source import ExampleSource, classes_of, count_of, digest_of, shown
+from wavemamba.data.base import ExampleSource, classes_of, count_of, digest_of, shown
+from wavemamba.data.registry import register_source
 from wavemamba.errors import DataError
 from wavemamba.files import sha256_of
 
