@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from wavemamba.diffusion import integrate, sample_noise
-from wavemamba.diffusion.tableaus import EMBEDDED, combine
+from wavemamba.diffusion.solvers.per_sample import EmbeddedSolver
+from wavemamba.diffusion.solvers.tableaus import EMBEDDED, Tableau, combine
+from wavemamba.errors import ConfigError
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun": 2, "heun3": 3, "rk4": 4}
 MULTISTEP = ("explicit_adams", "implicit_adams", "fixed_adams")
@@ -92,6 +94,17 @@ def test_order_of_the_methods_with_steps_per_sample(solver: str) -> None:
     order, *steps = EMBEDDED_ORDERS[solver]
     assert abs(measured_order(solve, *steps) - order) < 0.3
     assert method.order == order
+
+
+def test_a_row_of_the_table_is_all_that_an_embedded_method_needs() -> None:
+    row = Tableau(2, (0.0, 1.0, 1.0), ((), (1.0,), (0.5, 0.5)), (0.5, 0.5, 0.0), (-0.5, 0.5, 0.0))
+    solver, x0 = EmbeddedSolver("heun_euler", row), torch.linspace(-1.5, 0.8, 9, dtype=torch.float64)[:, None]
+    exact = x0 / (1 - x0 * math.sin(1.0))
+    x, info = integrate(bend, x0, 0.0, 1.0, solver=solver, step_control="sample", atol=1e-6, rtol=1e-6)
+    assert (x - exact).abs().max() < 1e-4
+    assert info.solver == "heun_euler"
+    with pytest.raises(ConfigError, match="step_control='sample'"):
+        integrate(bend, x0, 0.0, 1.0, solver=solver)
 
 
 @pytest.mark.parametrize("solver", [s for s in ORDERS if s != "heun"])

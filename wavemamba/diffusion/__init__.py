@@ -9,11 +9,11 @@ from wavemamba.diffusion.guidance import GUIDANCE_SCHEDULES, ClassifierFreeGuida
 from wavemamba.diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
 from wavemamba.diffusion.noise import sample_noise
 from wavemamba.diffusion.objective import Objective
-from wavemamba.diffusion.ode import sample_ode
 from wavemamba.diffusion.paths import PATHS, GVPPath, LinearPath, Path, VPPath, get_path, register_path
 from wavemamba.diffusion.predictions import PREDICTIONS, WEIGHTINGS, Prediction, Sample, register_prediction
 from wavemamba.diffusion.report import Progress, SampleInfo
-from wavemamba.diffusion.sde import (
+from wavemamba.diffusion.sample_ode import sample_ode
+from wavemamba.diffusion.sample_sde import (
     DIFFUSIONS,
     LAST_STEPS,
     SDE_SOLVERS,
@@ -22,8 +22,9 @@ from wavemamba.diffusion.sde import (
     register_sde_solver,
     sample_sde,
 )
-from wavemamba.diffusion.solvers import ODE_SOLVERS, STEP_CONTROLS, get_solver, integrate, register_solver
-from wavemamba.diffusion.solving import FixedStepSolver, OdeSolver, Problem, Solution
+from wavemamba.diffusion.solvers.base import FixedStepSolver, OdeSolver, Problem, Solution
+from wavemamba.diffusion.solvers.integrate import STEP_CONTROLS, integrate
+from wavemamba.diffusion.solvers.registry import ODE_SOLVERS, get_solver, register_solver
 from wavemamba.diffusion.time import (
     TIME_SAMPLINGS,
     LogitNormalTime,

@@ -13,8 +13,8 @@ from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_cond
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective, rows
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
-from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
-from wavemamba.diffusion.solving import OdeSolver
+from wavemamba.diffusion.solvers.base import OdeSolver
+from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS, integrate
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
 

@@ -23,8 +23,8 @@ from wavemamba.diffusion import (
 )
 from wavemamba.diffusion.guidance import GuidanceSchedule
 from wavemamba.diffusion.report import Callback
-from wavemamba.diffusion.sde import DiffusionForm
-from wavemamba.diffusion.solvers import MAX_EVALUATIONS
+from wavemamba.diffusion.sample_sde import DiffusionForm
+from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS
 from wavemamba.errors import ConfigError
 from wavemamba.names import choose
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.report import Callback, SampleInfo
-from wavemamba.diffusion.solvers import MAX_EVALUATIONS, integrate
-from wavemamba.diffusion.solving import Dynamics, OdeSolver
+from wavemamba.diffusion.solvers.base import Dynamics, OdeSolver
+from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS, integrate
 from wavemamba.dtypes import accumulation_dtype
 
 
@@ -96,7 +96,7 @@ def sample_ode(
             choose their own steps.
         atol: absolute tolerance of adaptive solvers.
         rtol: relative tolerance of adaptive solvers.
-        step_control: `"batch"` or `"sample"` (dopri5 and bosh3), see `integrate`.
+        step_control: `"batch"` or `"sample"`, see `integrate`.
         overshoot: let an adaptive solver step past the last time and interpolate back, see `integrate`. dopri5 on a
             predicted velocity then gives the released sampler's numbers; the network is shown times up to one step
             beyond 1, which DiMSUM models refuse.

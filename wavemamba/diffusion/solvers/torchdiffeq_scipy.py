@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavemamba.diffusion.adaptive import integrate_per_sample
-from wavemamba.diffusion.solving import REMEDY, OdeSolver, Problem, Solution, expect_finite, refuse_options
+from wavemamba.diffusion.solvers.base import REMEDY, OdeSolver, Problem, Solution, expect_finite
 from wavemamba.errors import SolverError
 from wavemamba.names import check_names, choose
+
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+"""Every adaptive method of torchdiffeq."""
 
 _ADAPTIVE_OPTIONS = (
     *("first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps", "min_step", "max_step"),
@@ -75,7 +77,7 @@ class AdaptiveSolver(OdeSolver):
     """One of torchdiffeq's adaptive methods: the samples of a batch share their steps."""
 
     adaptive, overshoots = True, True
-    controls: tuple[str, ...] = ("batch",)
+    controls = ("batch",)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -89,19 +91,6 @@ class AdaptiveSolver(OdeSolver):
         if (norm := problem.norm) is not None:
             options["norm"] = lambda error: norm(error).square().mean().sqrt()
         return _odeint(self.name, problem, {**options, **problem.options}, None)
-
-
-class EmbeddedSolver(AdaptiveSolver):
-    """An adaptive method that also runs here, with steps of its own for every sample."""
-
-    controls = ("batch", "sample")
-
-    def integrate(self, problem: Problem) -> Solution:
-        """Shared steps by torchdiffeq, own ones by `integrate_per_sample`."""
-        if problem.step_control == "batch":
-            return super().integrate(problem)
-        refuse_options(self.name, problem.options)
-        return integrate_per_sample(self.name, problem)
 
 
 class MultistepSolver(OdeSolver):

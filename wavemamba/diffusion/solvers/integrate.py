@@ -8,52 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from wavemamba.checks import expect_count, expect_number
-from wavemamba.diffusion.borrowed import AdaptiveSolver, EmbeddedSolver, MultistepSolver, ScipySolver
 from wavemamba.diffusion.objective import expect_batch
 from wavemamba.diffusion.report import Callback, SampleInfo
-from wavemamba.diffusion.solving import Dynamics, Evaluations, FixedStepSolver, OdeSolver, Problem, expect_finite
-from wavemamba.diffusion.tableaus import EMBEDDED, EXPLICIT, runge_kutta_step
+from wavemamba.diffusion.solvers.base import Dynamics, Evaluations, OdeSolver, Problem, expect_finite
+from wavemamba.diffusion.solvers.registry import ODE_SOLVERS, get_solver
 from wavemamba.errors import ConfigError
 from wavemamba.names import choose
-from wavemamba.registry import Registry
 
 STEP_CONTROLS = ("batch", "sample")
 
 MAX_EVALUATIONS = 20_000
 """Evaluations that an adaptive solver may take, unless told otherwise; usual samples take some hundred."""
-
-ODE_SOLVERS: Registry[OdeSolver] = Registry("solver", "register_solver adds one of your own")
-"""Every solver of torchdiffeq under its own name, "heun" for "heun2", and what was registered."""
-
-
-def register_solver(solver: OdeSolver) -> OdeSolver:
-    """Let a solver be chosen by its `name`; returns it.
-
-    Raises:
-        ConfigError: the name stands for another solver already.
-    """
-    ODE_SOLVERS.add(solver.name, solver)
-    return solver
-
-
-for _name, _tableau in EXPLICIT.items():
-    register_solver(FixedStepSolver(_name, runge_kutta_step(_tableau)))
-ODE_SOLVERS.add("heun", ODE_SOLVERS.find("heun2"))
-register_solver(MultistepSolver("explicit_adams", explicit=True))
-register_solver(MultistepSolver("implicit_adams", explicit=False))
-register_solver(MultistepSolver("fixed_adams", explicit=False))
-for _name in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"):
-    register_solver(EmbeddedSolver(_name) if _name in EMBEDDED else AdaptiveSolver(_name))
-register_solver(ScipySolver())
-
-
-def get_solver(solver: OdeSolver | str) -> OdeSolver:
-    """A solver by its name; one of the user's own is returned as it is.
-
-    Raises:
-        ConfigError: no such solver.
-    """
-    return solver if isinstance(solver, OdeSolver) else ODE_SOLVERS.find(solver)
 
 
 def integrate(
@@ -88,7 +53,8 @@ def integrate(
         atol: absolute tolerance of adaptive methods, and of the corrector of implicit_adams, >= 0.
         rtol: relative tolerance, >= 0.
         step_control: `"batch"`: the samples of a batch share their steps, chosen from the error over all of them (as
-            torchdiffeq does). `"sample"`: every sample has its own (dopri5, bosh3, and explicit fixed steps).
+            torchdiffeq does). `"sample"`: every sample has its own (dopri5, bosh3 and every other
+            method in `EMBEDDED`, and explicit fixed steps).
         overshoot: let adaptive solvers with shared steps pass `end` and interpolate back, torchdiffeq's own way. The
             field is then evaluated beyond `end`, and the interpolant's error joins the method's: with bosh3 and dopri8
             it is the larger by orders of magnitude. Otherwise no time outside of the interval is asked for.

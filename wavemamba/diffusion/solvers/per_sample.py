@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from wavemamba.diffusion.objective import rows
-from wavemamba.diffusion.solving import REMEDY, Problem, Solution
-from wavemamba.diffusion.tableaus import EMBEDDED, Tableau, combine
+from wavemamba.diffusion.solvers.base import REMEDY, OdeSolver, Problem, Solution, refuse_options
+from wavemamba.diffusion.solvers.tableaus import Tableau, combine
 from wavemamba.errors import SolverError
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -21,7 +21,33 @@ def row_rms(x: Tensor) -> Tensor:
     return rows(x).square().mean(1).sqrt()
 
 
-def integrate_per_sample(solver: str, problem: Problem) -> Solution:
+class EmbeddedSolver(OdeSolver):
+    """A method of `EMBEDDED`, with steps of its own for every sample.
+
+    Args:
+        name: what it is called.
+        method: its tableau.
+        shared: the same method where the samples of a batch share their steps; None: it has own steps alone.
+    """
+
+    adaptive = True
+
+    def __init__(self, name: str, method: Tableau, shared: OdeSolver | None = None) -> None:
+        self.name, self.method, self.shared = name, method, shared
+        if shared is not None:
+            self.controls, self.overshoots = ("batch", "sample"), shared.overshoots
+        else:
+            self.controls = ("sample",)
+
+    def integrate(self, problem: Problem) -> Solution:
+        """Own steps here, shared ones by `shared`."""
+        if self.shared is not None and problem.step_control == "batch":
+            return self.shared.integrate(problem)
+        refuse_options(self.name, problem.options)
+        return integrate_per_sample(self.name, self.method, problem)
+
+
+def integrate_per_sample(solver: str, method: Tableau, problem: Problem) -> Solution:
     """Integrate `dx/dt = slope(t, x)` with error control sample by sample.
 
     Every sample has its own time and step; one batched call of the field serves them all. Those that are done wait,
@@ -29,13 +55,14 @@ def integrate_per_sample(solver: str, problem: Problem) -> Solution:
     learn whether all are done.
 
     Args:
-        solver: a name in `EMBEDDED`.
+        solver: its name, for errors.
+        method: with an embedded one, its last stage at the end of the step.
         problem: what to integrate; the bound on its evaluations ends the loop.
 
     Raises:
         SolverError: a step became too small to advance the time, or the state stopped being finite.
     """
-    method, evaluate, x = EMBEDDED[solver], problem.slope, problem.x
+    evaluate, x = problem.slope, problem.x
     atol, rtol, norm = problem.atol, problem.rtol, problem.norm or row_rms
     steps, rejected = 0, 0
     # In float32 the sum of many small steps would miss the end; not every device has float64.

@@ -25,10 +25,10 @@ from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
-from wavemamba.diffusion.ode import in_dtype
 from wavemamba.diffusion.paths import Path, broadcast_time
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
-from wavemamba.diffusion.solving import Evaluations, expect_finite, time_grid
+from wavemamba.diffusion.sample_ode import in_dtype
+from wavemamba.diffusion.solvers.base import Evaluations, expect_finite, time_grid
 from wavemamba.diffusion.time import TimeInterval, checked_interval
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.names import choose
@@ -49,7 +49,7 @@ DIFFUSIONS: dict[str, DiffusionForm] = {
 }
 """`w(t)` by name."""
 
-Step = Callable[[Callable[[Tensor, float], Tensor], Callable[[float], Tensor], Tensor, float, float, Tensor], Tensor]
+SdeStep = Callable[[Callable[[Tensor, float], Tensor], Callable[[float], Tensor], Tensor, float, float, Tensor], Tensor]
 """`(drift(x, t), w(t), x, now, after, normal noise) -> x at after`."""
 
 LAST_STEPS = ("none", "mean", "tweedie", "euler")
@@ -121,7 +121,7 @@ class SdeSolver:
     """
 
     name: str
-    step: Step
+    step: SdeStep
 
 
 SDE_SOLVERS: Registry[SdeSolver] = Registry("solver", "register_sde_solver adds one of your own")

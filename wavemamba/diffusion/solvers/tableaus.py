@@ -53,7 +53,7 @@ EXPLICIT: dict[str, Tableau] = {
     ),
 }
 
-# Both evaluate their last stage at the end of the step, so that it is the first of the next.
+# Each evaluates its last stage at the end of the step, so that it is the first of the next. A row here is a solver.
 EMBEDDED: dict[str, Tableau] = {
     # Bogacki and Shampine, 1989.
     "bosh3": Tableau(
