@@ -24,8 +24,8 @@ from torch import Tensor
 import wavemamba
 from wavemamba import ops
 from wavemamba.layers.embeddings import resample_position
+from wavemamba.ops.haar import LAYOUTS
 from wavemamba.scans import expect_permutation, list_scan_orders
-from wavemamba.transforms.layouts import LAYOUTS
 
 Run = Callable[[int], Callable[[], Tensor]]
 """From the grid's side to a call on that grid."""

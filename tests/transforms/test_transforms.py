@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support import relative_error
 
 from wavemamba import ConfigError, ShapeError, frequency_transform
+from wavemamba.ops.haar import LAYOUTS
 from wavemamba.transforms import FrequencyTransform, list_transforms, register_transform
-from wavemamba.transforms.layouts import LAYOUTS
 
 NAMES = ["haar", "dct", "db2", "db10", "sym4", "bior2.2", "coif1"]
 """One of every kind: filters of 2 to 20 samples, orthonormal or not, of an even or odd number of cells."""

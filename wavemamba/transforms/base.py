@@ -9,7 +9,8 @@ from torch import Tensor
 from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.errors import ShapeError
 from wavemamba.names import choose
-from wavemamba.transforms.layouts import LAYOUTS, Layout, arrange_bands, collect_bands
+from wavemamba.ops.haar import LAYOUTS, Layout
+from wavemamba.ops.haar.layout import arrange_bands, collect_bands
 
 
 class FrequencyTransform(ABC):

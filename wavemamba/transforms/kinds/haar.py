@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wavemamba.checks import expect_levels
-from wavemamba.ops.haar import from_haar_map, haar_analysis, haar_synthesis, to_haar_map
+from wavemamba.ops.haar import Layout, from_haar_map, haar_analysis, haar_synthesis, to_haar_map
 from wavemamba.transforms.base import FrequencyTransform, choose_layout
-from wavemamba.transforms.layouts import Layout
 from wavemamba.transforms.registry import MOST_LEVELS, register_transform
 
 
