@@ -1,11 +1,14 @@
 """Imports go one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "wavemamba"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "wavemamba"
+ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
 GROUND = ("errors", "checks", "names", "registry", "dtypes", "constants", "files", "locks", "seeds", "version")
 FLOORS = (
@@ -43,6 +46,20 @@ def files_of(room: str) -> list[Path]:
 def test_every_room_is_known():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - {"__init__"} == set(FLOOR)
+
+
+def test_the_page_on_rooms_has_these_rooms_and_floors():
+    rooms = [(room, int(floor)) for floor, names, _ in ROWS for room in re.findall(r"`(\w+)(?:/|\.py)`", names)]
+    assert dict(rooms) == FLOOR
+    assert len(rooms) == len(FLOOR), "a room stands there twice"
+
+
+@pytest.mark.parametrize(("names", "words"), [row[1:] for row in ROWS])
+def test_what_the_page_names_in_a_room_is_there(names, words):
+    for name in re.findall(r"`([\w/]+(?:/|\.py))`", words):
+        rooms = [PACKAGE / room for room in re.findall(r"`(\w+)/`", names)]
+        found = (PACKAGE / name).exists() or (ROOT / name).exists() or any(any(room.rglob(name)) for room in rooms)
+        assert found, f"{names}: {name}"
 
 
 @pytest.mark.parametrize("room", FLOOR)

@@ -31,8 +31,30 @@ def test_parameter_counts(name, count):
         assert sum(p.numel() for p in create_model(name).parameters()) == int(count.replace(",", ""))
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_links_lead_somewhere(page):
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+
+
+def links_of(page: str) -> list[Path]:
+    """The files of this repository that a page links to."""
     source = ROOT / page
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", source.read_text()):
-        assert (source.parent / target).exists(), f"{page} links to {target}"
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", source.read_text())
+    return [(source.parent / target.strip()).resolve() for target in targets]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in links_of(page):
+        assert target.exists(), f"{page} links to {target.relative_to(ROOT)}"
+
+
+def test_every_page_is_linked_from_the_readme_or_from_a_page_that_it_links():
+    pages = {(ROOT / page).resolve(): page for page in PAGES}
+    first = {target for target in links_of("README.md") if target in pages}
+    second = {target for page in first for target in links_of(pages[page])}
+    assert set(pages) - {(ROOT / "README.md").resolve()} <= first | second
+
+
+def test_files_that_pages_name_are_there():
+    for page in PAGES:
+        for name in re.findall(r"`((?:wavemamba|tests|benchmarks|examples|docs)/[\w./]*)`", (ROOT / page).read_text()):
+            assert (ROOT / name).exists(), f"{page} names {name}"
