@@ -1,5 +1,6 @@
 """The README's examples run, and its numbers are the code's."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,45 @@ def test_files_that_pages_name_are_there():
     for page in PAGES:
         for name in re.findall(r"`((?:wavemamba|tests|benchmarks|examples|docs)/[\w./]*)`", (ROOT / page).read_text()):
             assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def results(name: str) -> list[dict]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+
+
+def spread(row: dict, ratio: str, digits: int) -> str:
+    least, most = row[f"{ratio}, range"]
+    return f"{row[ratio]:.{digits}f} ({least:.{digits}f}\N{EN DASH}{most:.{digits}f})"
+
+
+def test_tables_of_the_performance_page_are_the_committed_results():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    rows = [
+        f"| {row['what']} | {row['batch']} | {row['seconds']:.2f} s | {row['products alone']:.2f} s | "
+        f"{row['of products']:.2f} | {row['loop / ours']:.2f} times slower |"
+        for row in results("cpu-model")
+    ]
+    for row in results("cpu-scan"):
+        what = {"step": "forward + backward"}.get(row["what"], row["what"])
+        spreads = [spread(row, "of exp", 2), spread(row, "loop / ours", 0), spread(row, "pscan / ours", 0)]
+        rows.append(f"| {what} | {row['batch']} | {row['ms']:.2f} | {' | '.join(spreads)} |")
+    for row, kept in zip(results("cpu-growth"), results("cpu-growth-kept-memory"), strict=True):
+        ours, attention = "mixer, us a token", row["attention, us a token"]
+        beside = "" if attention is None else f"{attention:.1f}"
+        rows.append(f"| {row['tokens']:,} | {row[ours]:.1f} | {kept[ours]:.1f} | {beside} |")
+    assert [row for row in rows if row not in page] == []
+
+
+def test_ratios_of_the_readme_are_the_committed_results():
+    scan = {(row["what"], row["batch"]): round(row["loop / ours"]) for row in results("cpu-scan")}
+    said = "takes a {}th to a {}nd of the time of mamba-ssm's plain loop forward, a {}th to a {}th forward and backward"
+    model = {row["what"]: row["of products"] for row in results("cpu-model")}
+    more = "takes {:.2f} times its own matrix products alone (training step: {:.2f})"
+    text = " ".join(README.split())
+    assert said.format(*(scan[what, batch] for what in ("forward", "step") for batch in (1, 4))) in text
+    assert more.format(model["forward"], model["training step"]) in text
+
+
+def test_every_file_of_results_is_named_on_the_performance_page():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert [path.name for path in (ROOT / "benchmarks" / "results").glob("*.json") if path.name not in page] == []
