@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support import golden_model
 
 import wavemamba.models.saving
-from wavemamba import CheckpointError, DiMSUM, create_model
+from wavemamba import CheckpointError, ConfigError, DiMSUM, create_model
 from wavemamba.files import write_atomically
 from wavemamba.models import TrainedFor, load_pretrained
 from wavemamba.models.checkpoints import from_released
@@ -87,6 +87,12 @@ def test_dtypes_are_kept_or_chosen(dtype, tmp_path):
         assert not any(p.is_meta for p in load_pretrained(tmp_path, device="cpu").parameters())
 
 
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, 3])
+def test_dtypes_that_no_model_has_are_named(saved, dtype):
+    with pytest.raises(ConfigError, match="dtype: expected a floating"):
+        load_pretrained(saved[1], dtype=dtype)
+
+
 def test_a_revision_of_the_hub(saved, monkeypatch):
     model, folder = saved
     asked = []
@@ -121,6 +127,11 @@ class TestLoadingAllOrNothing:
                     pytest.mark.skipif(not hasattr(torch, "quantize_per_tensor"), reason="PyTorch has dropped it"),
                     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
                 ],
+            ),
+            pytest.param(
+                lambda x: torch.nested.nested_tensor([x, x]),
+                "wrong layout: pos_embed.*nested",
+                marks=pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
             ),
             (lambda x: x.long(), "wrong dtype: pos_embed"),
             (lambda x: x.to(torch.complex64), "wrong dtype: pos_embed"),
@@ -159,13 +170,39 @@ class TestLoadingAllOrNothing:
             load_into(model, tmp_path / "both.safetensors")
 
     @pytest.mark.parametrize(
-        "keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("module", "module_ema")]
+        "keys",
+        [
+            *[("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("module", "module_ema")],
+            *[
+                ("model_state_dict", "ema_model_state_dict"),
+                ("model", "EMA"),
+                ("model", "averaged"),
+                ("net", "ema_net"),
+            ],
+        ],
     )
     def test_the_average_is_taken(self, keys, tmp_path):
         raw, average = keys
         torch.save({raw: {"w": torch.zeros(1)}, average: {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "model.pt")
         assert read_weights(tmp_path / "model.pt")["w"] == 1
-        assert read_weights(tmp_path / "model.pt", "model")["w"] == 0
+        if raw != "net":
+            assert read_weights(tmp_path / "model.pt", "model")["w"] == 0
+
+    def test_what_only_sounds_like_an_average_is_passed_over(self, tmp_path):
+        others = {"ema_options": {"decay": 0.9}, "scheme": {"w": torch.ones(1)}, "ema_decay": 0.9}
+        torch.save({"model": {"w": torch.zeros(1)}, **others}, tmp_path / "model.pt")
+        assert read_weights(tmp_path / "model.pt")["w"] == 0
+
+    def test_blocks_that_are_compiled_are_saved_and_read_under_their_own_names(self, tmp_path):
+        model, plain = tiny(), tiny()
+        model.load_state_dict(plain.state_dict())
+        model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+        model.save_pretrained(tmp_path)
+        assert same(load_pretrained(tmp_path), plain)
+        assert "blocks.0._orig_mod.norm.weight" in model.state_dict()
+        other = tiny()
+        load_into(other, model.state_dict())
+        assert same(other, plain)
 
     def test_an_averaged_model_of_torch(self, tmp_path):
         network = torch.nn.Linear(2, 2)
@@ -303,6 +340,12 @@ class TestASaveThatFails:
         finally:
             os.umask(before)
         assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()} == {0o666 & ~umask}
+
+    @pytest.mark.parametrize("folder", [None, 3, b"x"])
+    def test_what_is_no_path(self, folder):
+        for use in (tiny().save_pretrained, load_pretrained):
+            with pytest.raises(CheckpointError, match="expected a path"):
+                use(folder)
 
     @pytest.mark.parametrize("name", ["x" * 300, "nul\0"])
     def test_names_that_no_system_takes(self, tmp_path, name):

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.files import write_atomically, written_aside
 from wavemamba.models.building import build_to_load, has_meta
-from wavemamba.models.hub import find_file
+from wavemamba.models.hub import find_file, path_of
 from wavemamba.models.record import CONFIG_KEY, CONFIG_NAME, WEIGHTS_NAME, read_record, record_of, trained_for
 from wavemamba.models.tensor_file import TensorFile, write_tensors
-from wavemamba.models.weights import load_strictly
+from wavemamba.models.weights import load_strictly, without_wrappers
 
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
@@ -31,7 +30,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     state = _saved_state(model)
     text = json.dumps(record_of(model), indent=2) + "\n"
-    target, before, renamed = Path(folder), None, False
+    target, before, renamed = path_of(folder), None, False
     try:
         target.mkdir(parents=True, exist_ok=True)
         config = target / CONFIG_NAME
@@ -63,6 +62,8 @@ def load(
     parts: Mapping[str, Callable[..., nn.Module]] | None = None,
 ) -> Model:
     """See `Model.from_pretrained`; without a class, `config.json` says which family it is."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}; for example torch.bfloat16")
     with TensorFile(find_file(source, WEIGHTS_NAME, revision)) as weights:
         path, record = read_record(source, weights, revision)
         cls = _class_of(path, record) if cls is None else cls
@@ -111,7 +112,7 @@ def _saved_state(model: nn.Module) -> dict[str, Tensor]:
                 f"{name}: expected a dense tensor with values, got one on {value.device} of {value.layout}"
             )
         state[name] = value.detach().cpu()
-    return state
+    return without_wrappers("the model", state)
 
 
 def _class_of(path: str, record: Mapping[str, Any]) -> type[Model]:

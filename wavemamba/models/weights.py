@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -21,10 +22,13 @@ from wavemamba.models.tensor_file import TensorFile
 Weights = Literal["ema", "model"]
 # Which part of a training checkpoint to take, the first that is there.
 _RAW = ("model", "state_dict", "model_state_dict", "module")
+_AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "module_ema")
 _PARTS: dict[str, tuple[str, ...]] = {
-    "ema": ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "module_ema", *_RAW),
+    "ema": (*_AVERAGES, *_RAW),
     "model": _RAW,
 }
+_AVERAGE = re.compile(r"(^|[^a-z])ema([^a-z]|$)|averag")
+# Of these names the first alone may be a model's own, further in.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel saves beside the weights
 _SLACK = 2**20
@@ -156,6 +160,8 @@ def _unpickle(file: Path, key_order: tuple[str, ...]) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, dict) and not is_state(content):
         found = [key for key in key_order if isinstance(content.get(key), dict)]
+        if key_order is not _RAW and (not found or found[0] in _RAW):
+            found = [key for key in content if _is_average(key, content[key])] + found
         content = content[found[0]] if found else list(content)
     if not isinstance(content, dict) or not is_state(content):
         keys = " or ".join(map(repr, key_order))
@@ -164,6 +170,11 @@ def _unpickle(file: Path, key_order: tuple[str, ...]) -> dict[str, Tensor]:
     if not mapped:
         return content
     return {name: tensor.clone() if tensor.layout == torch.strided else tensor for name, tensor in content.items()}
+
+
+def _is_average(key: Any, value: Any) -> bool:
+    named_so = isinstance(key, str) and _AVERAGE.search(key.casefold())
+    return bool(named_so) and isinstance(value, dict) and is_state(value)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -188,6 +199,8 @@ def without_wrappers(what: str, state: Mapping[str, Tensor]) -> dict[str, Tensor
     came: dict[str, str] = {}
     for name, tensor in state.items():
         short = name
+        for wrapper in _WRAPPERS[1:]:
+            short = short.replace(f".{wrapper}", ".")
         while short.startswith(_WRAPPERS):
             short = short.partition(".")[2]
         if short in stripped:
@@ -202,8 +215,8 @@ def without_wrappers(what: str, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _misfit(tensor: Tensor, own: Tensor) -> tuple[str, Any, Any] | None:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        kind = "quantized" if tensor.is_quantized else tensor.layout
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout
         return "wrong layout", "a dense tensor", kind
     if tensor.is_meta and not own.is_meta:
         return "wrong device", "a tensor with values", "one on the meta device"
