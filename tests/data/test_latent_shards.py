@@ -242,9 +242,9 @@ def test_a_shard_that_is_cut_while_in_use_does_not_end_the_process(tmp_path, dam
     assert shards.example(0)[1] == 0
 
 
-@pytest.mark.parametrize(("total", "shard_size"), [(0, 4), (4, 0), (-1, 4)])
+@pytest.mark.parametrize(("total", "shard_size"), [(0, 4), (4, 0), (-1, 4), (2.5, 4), ("8", 4), (4, None)])
 def test_sizes_that_cannot_be_are_refused(tmp_path, total, shard_size):
-    with pytest.raises(ConfigError, match="whole numbers >= 1"):
+    with pytest.raises(ConfigError, match="a whole number, at least 1"):
         LatentShardWriter(tmp_path / "new", DESCRIPTION, total=total, shard_size=shard_size)
     with pytest.raises(ConfigError, match="plain JSON"):
         LatentShardWriter(tmp_path / "new", {"factor": float("nan")}, total=4, shard_size=4)

@@ -86,6 +86,11 @@ def test_grid_places_and_enlarges():
     labelled = image_grid(images, 2, tile=24, row_labels=["a", "b"], column_labels=["x", "y"])
     assert labelled.size[0] > 2 * 26 + 2
     assert labelled.size[1] > 2 * 26 + 2
+    two_lines = image_grid(images, 2, tile=24, row_labels=["a\nb", "c\r\nd"], column_labels=["x\n", "\ny"])
+    one_line = image_grid(images, 2, tile=24, row_labels=["a b", "c d"], column_labels=["x", " y"])
+    assert two_lines.tobytes() == one_line.tobytes()
     with pytest.raises(ShapeError, match="images"):
         image_grid(torch.zeros(2, 2), 2)
+    with pytest.raises(ConfigError, match="columns"):
+        image_grid(images, 0)
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0])).tolist() == [0, 0, 128, 255]

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from wavemamba.checks import expect_count
 from wavemamba.data.base import shown
 from wavemamba.data.sources.latent_shards import INDEX_FILE, mismatch, read_object
 from wavemamba.errors import ConfigError, DataError
@@ -36,11 +37,9 @@ class LatentShardWriter:
     """
 
     def __init__(self, folder: str | Path, description: dict[str, Any], *, total: int, shard_size: int = 4096) -> None:
-        if total < 1 or shard_size < 1:
-            raise ConfigError(f"total, shard_size: expected whole numbers >= 1, got {total}, {shard_size}")
         self.folder = Path(folder)
-        self.total = total
-        self.shard_size = shard_size
+        self.total = total = expect_count("total", total, 1)
+        self.shard_size = shard_size = expect_count("shard_size", shard_size, 1)
         try:
             text = json.dumps({**description, "total": total, "shard_size": shard_size}, allow_nan=False)
         except (TypeError, ValueError) as error:

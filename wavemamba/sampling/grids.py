@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from wavemamba.checks import expect_size
 from wavemamba.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -43,18 +44,21 @@ def image_grid(
         images: (n, c, h, w) in [-1, 1], with 1 (grey) or 3 (RGB) channels; of any other number the first or first
             three are shown.
         columns: images a row.
-        row_labels: one a row, or none.
-        column_labels: one a column, or none.
+        row_labels: one a row, or none; each is drawn in one line.
+        column_labels: one a column, or none; likewise.
         tile: least side of an image in pixels; small ones are enlarged by whole factors without smoothing.
         gap: pixels between images.
 
     Raises:
         ShapeError: not a batch of images.
+        ConfigError: `columns` is below 1.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     if images.ndim != 4 or not len(images):
         raise ShapeError(f"images: expected (n, c, h, w) with n >= 1, got {tuple(images.shape)}")
+    expect_size("columns", columns)
+    beside, above = ([" ".join(str(label).splitlines()) for label in labels] for labels in (row_labels, column_labels))
     shown = to_uint8(images)
     factor = max(1, -(-tile // max(shown.shape[2:])))
     height, width = (int(side) * factor for side in shown.shape[2:])
@@ -62,8 +66,8 @@ def image_grid(
     letters = max(10, min(height // 3, 20))
     font = ImageFont.load_default(size=letters)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = max((int(measure.textlength(label, font=font)) + 10 for label in row_labels), default=0)
-    top = int(letters * 1.6) if column_labels else 0
+    left = max((int(measure.textlength(label, font=font)) + 10 for label in beside), default=0)
+    top = int(letters * 1.6) if above else 0
     size = (left + columns * (width + gap) + gap, top + rows * (height + gap) + gap)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
@@ -71,8 +75,8 @@ def image_grid(
         row, column = divmod(index, columns)
         picture = picture_of(pixels).resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(picture.convert("RGB"), (left + gap + column * (width + gap), top + gap + row * (height + gap)))
-    for row, label in enumerate(row_labels):
+    for row, label in enumerate(beside):
         draw.text((left - 6, top + gap + (row + 0.5) * (height + gap)), label, "black", font, anchor="rm")
-    for column, label in enumerate(column_labels):
+    for column, label in enumerate(above):
         draw.text((left + gap + (column + 0.5) * (width + gap), top / 2), label, "black", font, anchor="mm")
     return canvas
