@@ -78,6 +78,7 @@ def test_mean_and_deviation_of_each_channel_are_used(tmp_path) -> None:
         ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean: expected 4 numbers"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "shift_factor"),
+        ({"latents_mean": 0.0, "latents_std": 1.0}, "latents_mean: expected 4 numbers"),
         ({"scaling_factor": float("nan")}, "scaling_factor"),
     ],
 )

@@ -39,6 +39,8 @@ BAD_STATES = {
     "complex": torch.ones(2, 3, dtype=torch.complex64),
     "a list": [[1.0, 2.0]],
     "an array": np.ones((2, 3)),
+    "8 bits": torch.ones(2, 3).to(torch.float8_e4m3fn),
+    "sparse": torch.eye(3).to_sparse(),
     "rank 0": torch.tensor(1.0),
     "None": None,
 }
@@ -84,7 +86,13 @@ def test_a_field_that_is_not_finite_is_told(solver, control):
         sample_ode(lambda x, t: x / 0, torch.ones(2, 1), LINEAR, solver=solver, step_control=control, steps=3)
 
 
-@pytest.mark.parametrize("output", [None, (torch.ones(2, 3),), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 4)])
+OUTPUTS = [
+    *(None, (torch.ones(2, 3),), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 4)),
+    *(torch.ones(2, 3).to_sparse(), torch.ones(2, 3, device="meta")),
+]
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: getattr(output, "shape", output))
 @pytest.mark.parametrize("sampler", ["ode", "sde", "likelihood", "loss"])
 def test_a_model_that_returns_something_else_is_told(sampler, output):
     calls = {
@@ -209,6 +217,9 @@ MISUSES = {
     "a number as shape": lambda: sample_noise(3),
     "integer noise": lambda: sample_noise((2, 3), dtype=torch.int64),
     "one seed": lambda: sample_noise((2, 3), seeds=3),
+    "a seed of 70 bits": lambda: sample_noise((2, 3), generator=2**70),
+    "values of torchdiffeq's options": lambda: sample_ode(half, X, LINEAR, options={"first_step": "a"}),
+    "values of SciPy's options": lambda: sample_ode(half, X, LINEAR, solver="scipy_solver", options={"max_step": -1.0}),
     "half a seed": lambda: sample_noise((2, 3), seeds=[1.5, 2]),
     "interval": lambda: ClassifierFreeGuidance(half, 1.5, null_class=3, interval=3),
     "words as interval": lambda: ClassifierFreeGuidance(half, 1.5, null_class=3, interval=("a", "b")),

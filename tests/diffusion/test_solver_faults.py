@@ -206,3 +206,55 @@ def test_the_models_own_error_passes_unchanged(solver, control, error):
     with pytest.raises(error) as raised:
         sample_ode(model, torch.ones(2, 1), LINEAR, solver=solver, step_control=control, steps=4)
     assert raised.value is mine
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError])
+@pytest.mark.parametrize(("solver", "control"), EVERY)
+def test_the_callbacks_own_error_passes_unchanged(solver, control, error):
+    mine = error("mine")
+
+    def callback(progress):
+        raise mine
+
+    with pytest.raises(error) as raised:
+        sample_ode(
+            lambda x, t: x, torch.ones(2, 1), LINEAR, solver=solver, step_control=control, steps=4, callback=callback
+        )
+    assert raised.value is mine
+
+
+class Mode(nn.Module):
+    """Predicts 1 in training mode and 0 otherwise."""
+
+    null_class = 3
+
+    def forward(self, x, t, y=None):
+        return torch.full_like(x, float(self.training)) + 0 * x
+
+
+SAMPLERS = {
+    "ode": lambda model, x, y: sample_ode(model, x, LINEAR, solver="euler", steps=2, y=y),
+    "sde": lambda model, x, y: sample_sde(model, x, LINEAR, steps=3, diffusion_norm=0.0, y=y),
+    "likelihood": lambda model, x, y: log_likelihood(model, x, LINEAR, solver="euler", steps=2, y=y).latent,
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: m,
+        Outer,
+        functools.partial,
+        lambda m: m.forward,
+        lambda m: ClassifierFreeGuidance(functools.partial(Outer(m)), 2.0),
+    ],
+)
+def test_a_model_is_sampled_in_evaluation_mode_and_left_as_it_was(sampler, wrap):
+    model = Mode().train()
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(SAMPLERS[sampler](wrap(model), x, torch.tensor([0, 1])), x)
+    assert model.training
+    with pytest.raises(ConfigError):
+        sample_ode(model, x, LINEAR, steps=0)
+    assert model.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,8 @@ class Autoencoder:
         if values is None:
             return None
         above = 0.0 if name == "latents_std" else -math.inf
+        if not isinstance(values, Sequence):
+            raise ConfigError(f"{name}: expected {self.latent_channels} numbers, one a channel, got {values!r}")
         numbers = tuple(expect_number(name, value, above=above) for value in values)
         if len(numbers) != self.latent_channels:
             raise ConfigError(f"{name}: expected {self.latent_channels} numbers, one a channel, got {len(numbers)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError, ShapeError
@@ -40,6 +42,35 @@ def explicit_options(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def in_evaluation_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Call `function` with its model, the first argument, in evaluation mode; see `evaluating`."""
+
+    @functools.wraps(function)
+    def quietly(*args: P.args, **kwargs: P.kwargs) -> R:
+        with evaluating(args[0] if args else kwargs.get("model")):
+            return function(*args, **kwargs)
+
+    return quietly
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """The modules of a model in evaluation mode, and every one as it was afterwards.
+
+    Sampling in training mode would drop labels and paths. A module is found as in `find_attribute`.
+    """
+    while not isinstance(model, nn.Module) and model is not None:
+        model = _called_by(model)
+    training = [] if model is None else [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def expect_conditions(model: Model, y: Tensor | None, conditions: Conditions | None) -> None:
@@ -77,7 +108,7 @@ def call_model(
     variance returns twice the channels; the first half is the prediction, as in the released code.
 
     Raises:
-        ShapeError: the output is no floating tensor with the channels of `x`, or twice as many.
+        ShapeError: the output is no dense floating tensor beside `x` with its channels, or twice as many.
     """
     named = dict(conditions or {})
     if y is not None:
@@ -91,6 +122,11 @@ def call_model(
         )
     if not output.is_floating_point():
         raise ShapeError(f"model output: expected a floating dtype, got {output.dtype}; convert it in the model")
+    if output.layout != torch.strided or output.device != x.device:
+        raise ShapeError(
+            f"model output: expected a dense tensor on {x.device}, got {output.layout} on {output.device}; convert it "
+            "in the model, or move the model"
+        )
     if output.shape == x.shape:
         return output
     if x.ndim > 1 and output.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
@@ -102,19 +138,23 @@ def call_model(
 
 
 def find_attribute(model: object, name: str) -> Any:
-    """An attribute of a model, also of one inside `functools.partial`, a bound method or wrapping modules; else None.
+    """An attribute of a model, also of one inside `functools.partial`, a bound method, a decorated function, an object
+    that keeps it as `model`, or wrapping modules; else None.
 
     Of wrapping modules (DDP, compiled ones, a user's own) the outermost that has the attribute decides.
     """
     while not hasattr(model, name):
-        if isinstance(model, functools.partial):
-            model = model.func
-        elif inspect.ismethod(model):
-            model = model.__self__
-        elif hasattr(model, "__wrapped__"):
-            model = model.__wrapped__
-        elif isinstance(model, nn.Module):
+        if isinstance(model, nn.Module):
             return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)
-        else:
+        model = _called_by(model)
+        if model is None:
             return None
     return getattr(model, name)
+
+
+def _called_by(model: object) -> object | None:
+    if isinstance(model, functools.partial):
+        return model.func
+    if inspect.ismethod(model):
+        return model.__self__
+    return getattr(model, "__wrapped__", None) or getattr(model, "model", None)

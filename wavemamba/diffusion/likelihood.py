@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from wavemamba.checks import expect_count, expect_number
-from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
+from wavemamba.diffusion.calls import (
+    Conditions,
+    Model,
+    call_model,
+    expect_conditions,
+    explicit_options,
+    in_evaluation_mode,
+)
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective, rows
 from wavemamba.diffusion.report import Callback, Progress, SampleInfo
@@ -49,6 +56,7 @@ def bits_per_dim(log_prob: Tensor, dims: int, bin_width: float = 1.0) -> Tensor:
 
 
 @explicit_options
+@in_evaluation_mode
 def log_likelihood(
     model: Model,
     x1: Tensor,

@@ -125,11 +125,12 @@ def _as_generator(one: torch.Generator | int, purpose: str) -> torch.Generator:
 
 def _seed(one: object) -> int:
     try:
-        if not isinstance(one, bool):
-            return operator.index(one)  # type: ignore[arg-type]  # what has no index is refused below
+        seed = None if isinstance(one, bool) else operator.index(one)  # type: ignore[arg-type]  # refused below
     except TypeError:
-        pass
-    raise ConfigError(f"generator: expected CPU generators or integers as seeds, got {one!r}")
+        seed = None
+    if seed is None or not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"generator: expected CPU generators, or integers of 64 bits as seeds, got {one!r}")
+    return seed
 
 
 def _move(rows: list[Tensor], shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:

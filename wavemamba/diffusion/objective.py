@@ -239,8 +239,10 @@ def expect_batch(name: str, x: Tensor) -> Tensor:
             f"{name}: expected a tensor (B, C, ...), got {type(x).__name__}; make one with torch.as_tensor"
         )
     expect_floating(name, x)
-    if x.layout != torch.strided:
+    if x.layout != torch.strided or x.is_nested:
         raise ShapeError(f"{name}: expected a dense tensor, got {x.layout}; make it one with .to_dense()")
+    if x.element_size() < 2:
+        raise ShapeError(f"{name}: expected a dtype that is computed in, got {x.dtype}; convert it with .float()")
     if x.ndim == 0:
         raise ShapeError(f"{name}: expected (B, C, ...), got a single number; add a batch axis with x[None]")
     return x

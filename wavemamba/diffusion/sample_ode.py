@@ -7,7 +7,14 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.calls import Conditions, Model, call_model, expect_conditions, explicit_options
+from wavemamba.diffusion.calls import (
+    Conditions,
+    Model,
+    call_model,
+    expect_conditions,
+    explicit_options,
+    in_evaluation_mode,
+)
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.report import Callback, SampleInfo
 from wavemamba.diffusion.solvers.base import Dynamics, OdeSolver
@@ -58,6 +65,7 @@ def sample_ode(
 
 
 @explicit_options
+@in_evaluation_mode
 @torch.no_grad()
 def sample_ode(
     model: Model,
@@ -87,7 +95,8 @@ def sample_ode(
 
     Args:
         model: the network, called as `model(x, t)`, with `y=` and the conditions where there are any; `x` is in the
-            dtype of `noise`, `t: (B,)` in the dtype of the integration.
+            dtype of `noise`, `t: (B,)` in the dtype of the integration. Its modules are in evaluation mode meanwhile,
+            but those inside a function, which are not seen.
         noise: (B, C, ...), floating, see `sample_noise`; it is never written to.
         objective: path and prediction.
         solver: a name in `ODE_SOLVERS`, torchdiffeq's names and "heun", or an `OdeSolver`.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.checks import expect_count, expect_number
-from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options
+from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, explicit_options, in_evaluation_mode
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.paths import Path, broadcast_time
@@ -196,6 +196,7 @@ def sample_sde(
 
 
 @explicit_options
+@in_evaluation_mode
 @torch.no_grad()
 def sample_sde(
     model: Model,

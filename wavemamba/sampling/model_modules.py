@@ -1,9 +1,7 @@
-"""What a sampler reads of a model, and the mode that it puts it in, also where other modules wrap it."""
+"""What a sampler reads of a model, also where other modules wrap it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -27,15 +25,3 @@ def described(model: nn.Module) -> Any:
         f"model: expected a diffusion model with {', '.join(DESCRIPTION)}, got {type(model).__name__}; derive it from "
         "wavemamba.models.DiffusionModel"
     )
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and every module as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from wavemamba.checks import expect_count
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Conditions, Objective, Progress, sample_noise
+from wavemamba.diffusion.calls import evaluating
 from wavemamba.diffusion.report import Callback
 from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
 from wavemamba.names import check_names
 from wavemamba.sampling.classes import Classes, class_ids, paired
-from wavemamba.sampling.model_modules import described, evaluating
+from wavemamba.sampling.model_modules import described
 from wavemamba.sampling.pictures import Pictures
 from wavemamba.sampling.progress import progress_bar
 from wavemamba.sampling.record import machine, plain_conditions, plain_objective, weights_digest

@@ -34,7 +34,7 @@ class Evaluations:
         self._dynamics, self._within, self._most, self._solver = dynamics, within, most, solver
         self.count = 0
         self.failure: BaseException | None = None
-        """What the right-hand side itself raised: it is passed on as it is."""
+        """What the right-hand side, or the caller's callback, raised: it is passed on as it is."""
 
     def __call__(self, t: Tensor | float, x: Tensor) -> Tensor:
         """The slope at `x`: (B, ...), for one time or one a sample."""
@@ -86,8 +86,13 @@ class Problem:
 
     def report(self, step: int, total: int | None, time: float, x: Tensor) -> None:
         """Tell the callback, where there is one."""
-        if self.callback is not None:
+        if self.callback is None:
+            return
+        try:
             self.callback(Progress(step, total, time, x))
+        except BaseException as error:
+            self.slope.failure = error
+            raise
 
 
 class Solution(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavemamba.diffusion.solvers.base import REMEDY, OdeSolver, Problem, Solution, expect_finite
-from wavemamba.errors import SolverError
+from wavemamba.errors import ConfigError, SolverError
 from wavemamba.names import check_names, choose
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -62,6 +63,8 @@ def _odeint(name: str, problem: Problem, options: dict[str, Any], total: int | N
             # torchdiffeq hands every solver a norm and then warns that some do not use it.
             warnings.filterwarnings("ignore", message=".*Unexpected arguments.*norm")
             states = odeint(traced, x, ends, method=name, atol=problem.atol, rtol=problem.rtol, options=options)
+    except (TypeError, ValueError) as error:
+        raise _bad_options(name, options, error, problem) from error
     except AssertionError as error:
         if error is problem.slope.failure:
             raise
@@ -139,12 +142,22 @@ class ScipySolver(OdeSolver):
         interval, tolerances = (problem.start, problem.end), {"rtol": problem.rtol, "atol": problem.atol}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rtol.*too")  # it then takes the smallest that makes sense
-            result = solve_ivp(slope, interval, _flat(x), method=method, **tolerances, **options)
+            try:
+                result = solve_ivp(slope, interval, _flat(x), method=method, **tolerances, **options)
+            except (TypeError, ValueError) as error:
+                raise _bad_options(self.name, options, error, problem) from error
         if not result.success:
             raise SolverError(f"{self.name}: cannot go on ({result.message}); {REMEDY}")
         end = torch.from_numpy(result.y[:, -1].reshape(x.shape).copy()).to(x)
         problem.report(1, None, problem.end, end)
         return Solution(end, None)
+
+
+def _bad_options(name: str, options: Mapping[str, Any], error: Exception, problem: Problem) -> Exception:
+    """The error that says that options were refused, unless it is the field's own."""
+    if error is problem.slope.failure or not options:
+        return error
+    return ConfigError(f"options: expected values that {name} takes, got {dict(options)!r} ({error})")
 
 
 def _flat(x: Tensor) -> NDArray[np.float64]:
