@@ -1,7 +1,6 @@
 """`python -m wavemamba.encode`: see `wavemamba.commands.encode`."""
 
-from wavemamba.commands.encode import main
 from wavemamba.commands.running import run_module
 
 if __name__ == "__main__":
-    run_module(main)
+    run_module("encode")

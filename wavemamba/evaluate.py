@@ -1,7 +1,6 @@
 """`python -m wavemamba.evaluate`: see `wavemamba.commands.evaluate`."""
 
-from wavemamba.commands.evaluate import main
 from wavemamba.commands.running import run_module
 
 if __name__ == "__main__":
-    run_module(main)
+    run_module("evaluate")

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old or the new one whole."""
+"""Writing files so that a kill at any moment leaves the old or the new one whole, and saying what went wrong."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from wavemamba.errors import CheckpointError
 
 _ASIDE = ".writing-"
 _WINDOWS = os.name == "nt"
@@ -90,6 +93,32 @@ def sha256_of(file: BinaryIO) -> str:
     while chunk := file.read(1 << 22):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says while something is written to a folder into a `CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: expected a folder that can be written, got: {error}; {free_space(folder)}; free some space, or "
+            "give another folder; what is there stays as it is"
+        ) from error
+
+
+def free_space(folder: Path) -> str:
+    """How much room there is on the disk of a folder, for a message."""
+    there = next((path for path in (folder, *folder.resolve().parents) if path.exists()), Path("/"))
+    try:
+        return f"{shutil.disk_usage(there).free / 2**20:,.0f} MiB are free there"
+    except OSError as error:
+        return f"its free space is not known ({error})"
+
+
+def printable(text: str) -> str:
+    """A text with bytes that are no UTF-8, as names of files may hold, as `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _new_file(folder: Path) -> tuple[Path, int]:

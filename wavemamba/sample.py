@@ -1,7 +1,6 @@
 """`python -m wavemamba.sample`: see `wavemamba.commands.sample`."""
 
 from wavemamba.commands.running import run_module
-from wavemamba.commands.sample import main
 
 if __name__ == "__main__":
-    run_module(main)
+    run_module("sample")

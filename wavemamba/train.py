@@ -1,7 +1,6 @@
 """`python -m wavemamba.train`: see `wavemamba.commands.train`."""
 
 from wavemamba.commands.running import run_module
-from wavemamba.commands.train import main
 
 if __name__ == "__main__":
-    run_module(main)
+    run_module("train")

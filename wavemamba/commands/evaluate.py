@@ -7,7 +7,7 @@
 Samples are a folder, or drawn live from a model, shared among processes; the number of processes and the batch size
 change nothing but the time. The reference is a folder, or a statistics file (.npz) that --save-reference or the ADM
 evaluation wrote; images of folders are brought to the model's size. Beside the scores stands everything that moves
-them. Needs `pip install torch-fidelity`.
+them. Needs `pip install 'wavemamba[train]'`.
 
 sFID is the Fréchet distance of the first 7 channels of Inception's mixed_6/conv (17 x 17 each), as in the evaluation
 of Dhariwal and Nichol, 2021; precision and recall use Inception's pooled features and 3 neighbours.
@@ -46,10 +46,9 @@ from wavemamba.commands.running import exit_status
 from wavemamba.commands.sampling_options import add_sampling_options, sampler_from, settings_from
 from wavemamba.data import ImageFolder, PictureView
 from wavemamba.errors import ConfigError, DataError
-from wavemamba.files import write_atomically
+from wavemamba.files import printable, write_atomically, writing
 from wavemamba.sampling import Sampler, to_uint8
 from wavemamba.seeds import derive_seed
-from wavemamba.training.writing import printable, writing
 
 LEAST = 10  # images a side: the inception score is a mean over ten parts
 AT_ONCE = 16  # batches that are drawn by one call of the sampler

@@ -31,7 +31,9 @@ class Inception(nn.Module):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise BackendUnavailable(f"torch-fidelity is needed ({error}); pip install torch-fidelity") from error
+            raise BackendUnavailable(
+                f"Inception: expected torch-fidelity to be installed ({error}); pip install 'wavemamba[train]'"
+            ) from error
         if weights is not None:
             try:  # torch-fidelity would unpickle anything: what passes here holds tensors only
                 torch.load(weights, map_location="cpu", weights_only=True)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
 
-from wavemamba.errors import WavemambaError
-from wavemamba.training.writing import printable
+from wavemamba.errors import BackendUnavailable, WavemambaError
+from wavemamba.files import printable
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Run a command; 0, or 1 after an error that has a name, which is printed."""
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Run a command; its own status or 0, or 1 after an error that has a name, which is printed."""
     try:
-        command()
+        return _with_named_packages(command) or 0
     except (WavemambaError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
-    return 0
 
 
-def run_module(main: Callable[[], int]) -> None:
+def run_command(name: str) -> int:
+    """Run `wavemamba.commands.<name>`, and return its exit status.
+
+    A package that the command lacks is told like any other error, also where importing the command asks for it.
+    """
+    return exit_status(lambda: importlib.import_module(f"wavemamba.commands.{name}").main())
+
+
+def run_module(name: str) -> None:
     """What `python -m wavemamba.NAME` does: wait passively, then run and exit.
 
     OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
@@ -34,4 +42,16 @@ def run_module(main: Callable[[], int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    sys.exit(main())
+    sys.exit(run_command(name))
+
+
+def _with_named_packages(command: Callable[[], int | None]) -> int | None:
+    try:
+        return command()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "wavemamba"):
+            raise
+        raise BackendUnavailable(
+            f"expected the package {package!r} to be installed; pip install 'wavemamba[train]'"
+        ) from error

@@ -10,6 +10,7 @@ Writes one labelled grid, a row for each class, and beside it NAME.json with eve
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -23,10 +24,9 @@ from wavemamba.commands.parser import RecipeParser, device, number
 from wavemamba.commands.running import exit_status
 from wavemamba.commands.sampling_options import add_sampling_options, sampler_from, settings_from
 from wavemamba.errors import ConfigError
-from wavemamba.files import write_atomically
+from wavemamba.files import printable, write_atomically, writing
 from wavemamba.sampling import Pictures, to_uint8
 from wavemamba.seeds import derive_seed
-from wavemamba.training.writing import printable, writing
 
 MOST_CLASSES = 16
 
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sample(arguments: Sequence[str]) -> None:
     args = build_parser().parse(arguments)
+    importlib.import_module("PIL.Image")  # told to be missing now, not after hours of sampling
     out, settings = Path(args.out), settings_from(args)
     if out.suffix != ".png":
         raise ConfigError(f"out: expected the name of a .png file, got {args.out}; single images go to --png-folder")

@@ -19,8 +19,8 @@ import torch
 from wavemamba.commands.from_config import add_options, config_from
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.commands.running import exit_status
+from wavemamba.files import printable
 from wavemamba.training import TrainConfig, Trainer
-from wavemamba.training.writing import printable
 
 
 def build_parser() -> RecipeParser:

@@ -1,23 +1,22 @@
-"""Parts of models that users register under a name, so that a configuration can name them."""
+"""Parts of models under names, so that a configuration can name them: the library's own, and those of users."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
-from wavemamba.errors import ConfigError
 from wavemamba.names import choose
 from wavemamba.registry import Registry
 
 PartMaker = Callable[[Any, Any], nn.Module]
 _Maker = TypeVar("_Maker", bound=PartMaker)
 PART_KINDS = ("mixer", "fusion", "attention", "mlp", "norm")
-_registered: dict[str, Registry[PartMaker]] = {
+_parts: dict[str, Registry[PartMaker]] = {
     kind: Registry(kind, f'add one with wavemamba.models.register_part("{kind}", name)') for kind in PART_KINDS
 }
-_built_in: dict[str, set[str]] = {kind: set() for kind in PART_KINDS}
+_built_in: set[tuple[str, str]] = set()
 
 
 def register_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
@@ -36,24 +35,28 @@ def register_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
     kind = choose("kind", kind, PART_KINDS)
 
     def register(make: _Maker) -> _Maker:
-        if name in _built_in[kind]:
-            raise ConfigError(f"{kind}: expected a new name, got {name!r}, which is taken; choose another name")
-        _registered[kind].add(name, make)
+        _parts[kind].add(name, make)
         return make
 
     return register
 
 
-def reserve(kind: str, names: Iterable[str]) -> None:
-    """Keep the names of a family's own parts from being registered."""
-    _built_in[kind].update(names)
+def built_in_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
+    """`register_part` for a part of the library: a saved model need not say that it takes one."""
+    _built_in.add((kind, name))
+    return register_part(kind, name)
 
 
-def part_names(kind: str, built_in: Iterable[str]) -> tuple[str, ...]:
-    """The names that an option of a kind takes."""
-    return (*built_in, *_registered[kind])
+def part_names(kind: str) -> tuple[str, ...]:
+    """The names that an option of a kind takes, the library's own first."""
+    return tuple(_parts[kind])
 
 
-def registered_part(kind: str, name: str) -> PartMaker | None:
-    """What was registered under a name, or None."""
-    return _registered[kind].find(name) if name in tuple(_registered[kind]) else None
+def find_part(kind: str, name: str) -> PartMaker:
+    """What makes the part of a name; an unknown one is a `ConfigError`."""
+    return _parts[kind].find(name)
+
+
+def users_parts(names: dict[str, str]) -> dict[str, PartMaker]:
+    """Of parts by kind and name, those that are none of the library's: what makes them, by kind."""
+    return {kind: find_part(kind, name) for kind, name in names.items() if (kind, name) not in _built_in}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from wavemamba.errors import CheckpointError
-from wavemamba.files import sync_folder, write_durably
+from wavemamba.files import free_space, sync_folder, write_durably
 from wavemamba.training.processes import gather, rank
 from wavemamba.training.sharded_files import (
     SHARD_FOLDER,
@@ -28,7 +28,6 @@ from wavemamba.training.sharded_files import (
     write_shards,
 )
 from wavemamba.training.state_file import read_state, write_state
-from wavemamba.training.writing import free_space
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"

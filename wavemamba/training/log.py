@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wavemamba.files import write_atomically
-from wavemamba.training.writing import writing
+from wavemamba.files import write_atomically, writing
 
 LOG_FILE = "log.jsonl"
 SETTINGS_FILE = "settings.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wavemamba.data import Batches
 from wavemamba.errors import ShapeError, WavemambaError
-from wavemamba.files import write_atomically
+from wavemamba.files import write_atomically, writing
 from wavemamba.locks import FolderLock
 from wavemamba.training.callbacks import Outcome
 from wavemamba.training.evaluation import sums_dtype
@@ -22,7 +22,6 @@ from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
 from wavemamba.training.run_parts import RunParts
 from wavemamba.training.stopping import StopSignal, check_same_settings
-from wavemamba.training.writing import writing
 
 
 class TrainingLoop(RunParts):

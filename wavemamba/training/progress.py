@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from wavemamba.files import printable
 from wavemamba.training.callbacks import Callback, Outcome
-from wavemamba.training.writing import printable
 
 if TYPE_CHECKING:
     from wavemamba.training.trainer import Trainer

@@ -8,10 +8,10 @@ import torch
 
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, sample_noise, sample_ode
 from wavemamba.errors import ConfigError
+from wavemamba.files import writing
 from wavemamba.sampling.grids import image_grid
 from wavemamba.training.callbacks import Callback, Outcome
 from wavemamba.training.trackers import Trackers
-from wavemamba.training.writing import writing
 
 if TYPE_CHECKING:
     from wavemamba.training.trainer import Trainer

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from wavemamba.errors import BackendUnavailable
+from wavemamba.files import writing
 from wavemamba.names import choose
 from wavemamba.seeds import derive_seed
 from wavemamba.training.callbacks import Callback, Outcome
 from wavemamba.training.config import TRACKERS
-from wavemamba.training.writing import writing
 
 if TYPE_CHECKING:
     from wavemamba.training.trainer import Trainer
