@@ -3,13 +3,17 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from wavemamba import CheckpointError, ConfigError, DiMSUM, DiMSUMBlock, create_model, list_models
 from wavemamba.models import load_pretrained, make_block, register_part
+from wavemamba.models.part_registry import PART_KINDS, find_part, part_names
+from wavemamba.scans import list_scan_orders, register_scan_order, scan_order
 
+OWN = {"decayed", "halved", "narrow", "sum", "scaled"}
 EVERYTHING = {
     "conditioning": "conv_state",
     "bidirectional": True,
@@ -164,7 +168,11 @@ def test_an_own_part_trains_saves_and_loads(given, needs, tmp_path, monkeypatch)
     import wavemamba.models.part_registry as parts
 
     for kind in needs:  # as in a process that has not registered it
-        monkeypatch.setitem(parts._registered, kind, parts.Registry(kind, "add one"))
+        fresh = parts.Registry(kind, "add one")
+        for name in parts.part_names(kind):
+            if name != given[kind]:
+                fresh.add(name, parts.find_part(kind, name))
+        monkeypatch.setitem(parts._parts, kind, fresh)
     with pytest.raises(CheckpointError, match=f"register {next(iter(needs.values()))}"):
         load_pretrained(tmp_path)
 
@@ -184,6 +192,51 @@ def test_common_choices_by_name(given, tmp_path):
     out, arguments = run(model)
     model.save_pretrained(tmp_path)
     assert torch.equal(load_pretrained(tmp_path)(*arguments), out)
+
+
+BUILT_IN = [
+    ("mixer", "mamba1", "MambaMixer"),
+    ("fusion", "cross", "SpatialFrequencyFusion"),
+    ("fusion", "swap_k", "SpatialFrequencyFusion"),
+    ("fusion", "linear", "SpatialFrequencyFusion"),
+    ("attention", "transformer", "SharedAttention"),
+    ("mlp", "gated", "GatedMlp"),
+    ("mlp", "plain", "Mlp"),
+    ("norm", "rms", "RMSNorm"),
+    ("norm", "layer", "LayerNorm"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "made"), BUILT_IN)
+def test_a_part_of_the_library_is_what_its_name_says(kind, name, made):
+    model = tiny(depth=1, attention_every=1, **{kind: name})
+    assert made in {type(module).__name__ for module in model.modules()}
+    assert model.needs() == {}
+    if kind == "fusion":
+        assert model.blocks[0].fusion.mode == name
+
+
+def test_every_name_of_a_part_has_one_maker():
+    ours = {kind: {name for part, name, _ in BUILT_IN if part == kind} for kind in PART_KINDS}
+    assert {kind: set(part_names(kind)) - OWN for kind in PART_KINDS} == ours
+    with pytest.raises(ConfigError, match="register_part"):
+        find_part("mixer", "mamba9")
+
+
+def rolled(H, W, path=0):
+    return np.roll(np.arange(H * W), path)
+
+
+def test_a_family_of_paths_added_to_scans_is_known_to_both_models():
+    register_scan_order("rolled_path", rolled)
+    assert {"sweep", "zigma", "jpeg", "rolled_path"} <= set(list_scan_orders(option="path")) < set(list_scan_orders())
+    paths = [scan_order("rolled_path", path=i) for i in range(3)]
+    plan = tiny(depth=3, scan_path="rolled_path").plan
+    assert [spec.spatial_scan for spec in plan] == [scan_order("raster").then(path) for path in paths]
+    small = {"img_size": 8, "dim": 32, "depth": 3, "num_classes": 3}
+    assert [block.scan for block in create_model("zigma_s2", scan="Rolled-Path", **small).blocks] == paths
+    fixed = create_model("zigma_s2", scan="rolled_path(path=0)", **small)
+    assert [block.scan for block in fixed.blocks] == paths[:1] * 3
 
 
 def test_scans_differ_from_block_to_block():

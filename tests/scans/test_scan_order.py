@@ -85,3 +85,8 @@ def test_bad_options_are_named(arguments, message):
 def test_empty_grid_raises():
     with pytest.raises(ShapeError, match="grid"):
         scan_order("raster").permutation(0, 3)
+
+
+def test_the_order_for_a_mixer():
+    assert scan_order("raster").order_for(2, 3) is None
+    assert scan_order("snake").order_for(2, 3) is scan_order("snake").permutation(2, 3)

@@ -62,7 +62,7 @@ class SpatialMambaBlock(MapBlock):
         x = self.enter(x)
         self.check_cond(cond, x.shape[0])
         grid = (x.shape[1], x.shape[2])
-        tokens = self.step(x.flatten(1, 2), cond, grid_order(self.scan, grid, x))
+        tokens = self.step(x.flatten(1, 2), cond, self.scan.order_for(*grid, device=x.device))
         return self.leave(tokens.unflatten(1, grid))
 
     def extra_repr(self) -> str:
@@ -77,8 +77,3 @@ def expect_scan(scan: str | ScanOrder) -> ScanOrder:
     if not isinstance(scan, ScanOrder):
         raise ConfigError(f"scan: expected a ScanOrder or the name of one, got {type(scan).__name__}; see scan_order")
     return scan
-
-
-def grid_order(scan: ScanOrder, grid: tuple[int, int], like: Tensor) -> Tensor | None:
-    """The permutation (H * W,) of a grid on the device of `like`; None for the order in turn."""
-    return None if scan.is_identity else scan.permutation(*grid, device=like.device)

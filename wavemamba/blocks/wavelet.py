@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wavemamba.blocks.mamba_step import GatedMamba
 from wavemamba.blocks.map_block import MapBlock
-from wavemamba.blocks.spatial import expect_scan, grid_order
+from wavemamba.blocks.spatial import expect_scan
 from wavemamba.errors import ConfigError
 from wavemamba.layers.norm import Norm
 from wavemamba.names import choose
@@ -102,7 +102,7 @@ class WaveletMambaBlock(MapBlock):
         height, width = x.shape[1:3]
         bands = self.transform.to_map(pad_to_multiple(x, self.transform.side), self.layout)
         grid = (bands.shape[1], bands.shape[2])
-        tokens = self.step(bands.flatten(1, 2), cond, grid_order(self.scan, grid, x))
+        tokens = self.step(bands.flatten(1, 2), cond, self.scan.order_for(*grid, device=x.device))
         return self.leave(self.transform.from_map(tokens.unflatten(1, grid), self.layout)[:, :height, :width])
 
     def extra_repr(self) -> str:

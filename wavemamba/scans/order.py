@@ -74,6 +74,10 @@ class ScanOrder:
         """
         return _lookup(self, H, W, device, inverse=False)
 
+    def order_for(self, H: int, W: int, device: torch.device | str | None = None) -> Tensor | None:
+        """What `order=` of mixers and ops takes on a grid: `permutation`, or None for the row-major order."""
+        return None if self.is_identity else self.permutation(H, W, device)
+
     def inverse(self, H: int, W: int, device: torch.device | str | None = None) -> Tensor:
         """The step at which each token is visited, (H * W,) int64; cached and checked like `permutation`."""
         return _lookup(self, H, W, device, inverse=True)

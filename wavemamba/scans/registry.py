@@ -44,9 +44,13 @@ def register_scan_order(name: str, function: Callable[..., Any], *, check: Calla
         _checks[name.casefold()] = check
 
 
-def list_scan_orders() -> list[str]:
-    """The names that `scan_order` takes, sorted."""
-    return sorted(_functions)
+def list_scan_orders(option: str | None = None) -> list[str]:
+    """The names that `scan_order` takes, sorted.
+
+    Args:
+        option: only those orders that take this option: "path" for the families of paths.
+    """
+    return sorted(name for name in _functions if option is None or option in _defaults(name))
 
 
 def find_order(name: str) -> Callable[..., Any]:
@@ -61,8 +65,7 @@ def checked_options(name: str, options: Mapping[str, Any]) -> tuple[str, dict[st
         ConfigError: the name or an option is unknown, or a value makes no sense.
     """
     name = _functions.name_of(name)
-    parameters = list(inspect.signature(find_order(name)).parameters.values())[2:]
-    defaults = {parameter.name: parameter.default for parameter in parameters}
+    defaults = _defaults(name)
     check_names(options, defaults, f"option of the scan order {name!r}:")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     for key, default in defaults.items():
@@ -74,6 +77,12 @@ def checked_options(name: str, options: Mapping[str, Any]) -> tuple[str, dict[st
     if name in _checks:
         _checks[name](**given)
     return name, {key: given[key] for key in sorted(given) if given[key] != defaults[key]}
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The options of an order with their default values."""
+    parameters = list(inspect.signature(find_order(name)).parameters.values())[2:]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _is_plain(value: Any) -> bool:

@@ -64,4 +64,4 @@ def resolve_order(
         return order
     if scan is None or grid is None:
         raise ShapeError(f"order: expected a permutation (L,), a ScanOrder or None, got {type(order).__name__}")
-    return None if scan.is_identity else scan.permutation(*grid, device=device)
+    return scan.order_for(*grid, device=device)

@@ -7,29 +7,14 @@ from dataclasses import dataclass
 
 from wavemamba.blocks.fusion import FUSION_MODES
 from wavemamba.layers.mixers.mamba1 import CONDITIONINGS, Conditioning
-from wavemamba.layers.norm import NORMS
 from wavemamba.models.config import MOST, PatchConfig, expect, expect_whole
-from wavemamba.models.part_registry import part_names, reserve
+from wavemamba.models.part_registry import PART_KINDS, part_names
 from wavemamba.names import choose
 from wavemamba.ops.haar import LAYOUTS, Layout
-from wavemamba.scans import scan_order
+from wavemamba.scans import list_scan_orders, scan_order
 from wavemamba.transforms import frequency_transform
 
-PATH_FAMILIES = ("none", "sweep", "zigma", "jpeg")
 ATTENTION_SHARING = ("shared", "independent")
-MIXERS = ("mamba1",)
-MLPS = ("gated", "plain")
-ATTENTIONS = ("transformer",)
-PARTS: dict[str, tuple[str, ...]] = {
-    "mixer": MIXERS,
-    "fusion": FUSION_MODES,
-    "attention": ATTENTIONS,
-    "mlp": MLPS,
-    "norm": tuple(NORMS),
-}
-"""The parts that an option names, each with the names that this family has itself."""
-for _kind, _names in PARTS.items():
-    reserve(_kind, _names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +63,8 @@ class DiMSUMConfig(PatchConfig):
     layout: Layout = "channel"
     """Where the subbands go: "channel" (the released weights), "interleaved" or "mosaic" (the paper's figure 2)."""
     scan_path: str = "none"
-    """Path family walked inside every mixer, block i along path i % 8: "none", "sweep", "zigma" or "jpeg"."""
+    """Path family walked inside every mixer, block i along path i % 8: "none", or an order with the option `path`,
+    "sweep", "zigma", "jpeg" or a registered one."""
     snake: bool = False
     """Both sequences run every second row backwards."""
     bidirectional: bool = False
@@ -99,15 +85,15 @@ class DiMSUMConfig(PatchConfig):
         choices: dict[str, Collection[str]] = {
             "attention_sharing": ATTENTION_SHARING,
             "layout": LAYOUTS,
-            "scan_path": PATH_FAMILIES,
+            "scan_path": ("none", *list_scan_orders(option="path")),
             "conditioning": CONDITIONINGS,
-            **{kind: part_names(kind, own) for kind, own in PARTS.items()},
+            **{kind: part_names(kind) for kind in PART_KINDS},
         }
         for name, values in choices.items():
             object.__setattr__(self, name, choose(name, getattr(self, name), values))
         fits = f"a number that gives a hidden width from 1 to {MOST} from dim = {self.dim}"
         expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim <= MOST, fits)
-        if self.attention_every and self.attention in ATTENTIONS:
+        if self.attention_every and self.attention == "transformer":
             fits = f"a divisor of dim = {self.dim}"
             expect("attention_heads", self.attention_heads, lambda v: self.dim % v == 0, fits)
         if self.fusion in FUSION_MODES and self.fusion != "linear":

@@ -12,10 +12,10 @@ from wavemamba.dtypes import accumulation_dtype
 from wavemamba.layers import AdaLN, MambaMixer, make_norm
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dimsum import parts
-from wavemamba.models.dimsum.config import PARTS, DiMSUMConfig
+from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec, layer_plan
 from wavemamba.models.dimsum.released_names import is_released, rename
-from wavemamba.models.part_registry import registered_part
+from wavemamba.models.part_registry import PART_KINDS, users_parts
 from wavemamba.models.patch_model import PatchDiffusionModel
 from wavemamba.models.record import describe
 
@@ -53,9 +53,9 @@ class DiMSUM(PatchDiffusionModel):
 
     def needs(self) -> dict[str, str]:
         """See `Model.needs`; registered parts too."""
-        registered = {kind: registered_part(kind, getattr(self.config, kind)) for kind in PARTS}
-        named = {kind: f"{getattr(self.config, kind)}: {describe(make)}" for kind, make in registered.items() if make}
-        return {**super().needs(), **named}
+        names = {kind: getattr(self.config, kind) for kind in PART_KINDS}
+        own = {kind: f"{names[kind]}: {describe(make)}" for kind, make in users_parts(names).items()}
+        return {**super().needs(), **own}
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
         """See `Model.import_state`; the released code's names are known."""

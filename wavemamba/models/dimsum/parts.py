@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from wavemamba.blocks import DiMSUMBlock, SharedAttention, SpatialFrequencyFusion, SpatialMambaBlock, WaveletMambaBlock
+from wavemamba.blocks.fusion import FUSION_MODES, FusionMode
 from wavemamba.layers import MambaMixer, make_mlp
-from wavemamba.layers.norm import Norm
+from wavemamba.layers.norm import NORMS, Norm
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec
-from wavemamba.models.part_registry import registered_part
+from wavemamba.models.part_registry import built_in_part, find_part
 
 
 def make_block(
@@ -58,8 +61,32 @@ def make_block(
 
 def make_mixer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     """What runs along one sequence, of width C / 2, with conditions of width C."""
-    if own := registered_part("mixer", config.mixer):
-        return own(config, spec)
+    return find_part("mixer", config.mixer)(config, spec)
+
+
+def make_fusion(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    """What fuses the two branches: two maps of width C / 2 to one of width C."""
+    return find_part("fusion", config.fusion)(config, spec)
+
+
+def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    """The feed-forward layer of a block."""
+    return find_part("mlp", config.mlp)(config, spec)
+
+
+def make_norms(config: DiMSUMConfig, spec: BlockSpec) -> Norm:
+    """What makes the norms of a block from their width, which is C."""
+    make = find_part("norm", config.norm)
+    return lambda dim: make(config, spec)
+
+
+def make_attention(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    """What runs after a block on the hidden stream: a map of width C with its condition, to the same shape."""
+    return find_part("attention", config.attention)(config, spec)
+
+
+@built_in_part("mixer", "mamba1")
+def _mamba1(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     return MambaMixer(
         config.dim // 2,
         d_state=config.d_state,
@@ -69,33 +96,35 @@ def make_mixer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     )
 
 
-def make_fusion(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    """What fuses the two branches: two maps of width C / 2 to one of width C."""
-    if own := registered_part("fusion", config.fusion):
-        return own(config, spec)
-    heads = None if config.fusion == "linear" else config.fusion_heads
-    return SpatialFrequencyFusion(config.dim, heads, mode=config.fusion)  # type: ignore[arg-type]  # checked by the configuration
+@built_in_part("mlp", "gated")
+def _gated(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return make_mlp(config.dim, config.mlp_ratio, gated=True)
 
 
-def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    """The feed-forward layer of a block."""
-    if own := registered_part("mlp", config.mlp):
-        return own(config, spec)
-    return make_mlp(config.dim, config.mlp_ratio, gated=config.mlp == "gated")
+@built_in_part("mlp", "plain")
+def _plain(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return make_mlp(config.dim, config.mlp_ratio, gated=False)
 
 
-def make_norms(config: DiMSUMConfig, spec: BlockSpec) -> Norm:
-    """What makes the norms of a block from their width."""
-    if own := registered_part("norm", config.norm):
-        return lambda dim: own(config, spec)
-    return config.norm
-
-
-def make_attention(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    """What runs after a block on the hidden stream: a map of width C with its condition, to the same shape."""
-    if own := registered_part("attention", config.attention):
-        return own(config, spec)
+@built_in_part("attention", "transformer")
+def _transformer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     gated = config.mlp != "plain"
     return SharedAttention(
         config.dim, num_heads=config.attention_heads, cond_dim=config.dim, mlp_ratio=config.mlp_ratio, gated_mlp=gated
     )
+
+
+def _fusion(mode: FusionMode) -> Callable[[DiMSUMConfig, BlockSpec], nn.Module]:
+    return lambda config, spec: SpatialFrequencyFusion(
+        config.dim, None if mode == "linear" else config.fusion_heads, mode=mode
+    )
+
+
+def _norm(make: Callable[[int], nn.Module]) -> Callable[[DiMSUMConfig, BlockSpec], nn.Module]:
+    return lambda config, spec: make(config.dim)
+
+
+for _mode in FUSION_MODES:
+    built_in_part("fusion", _mode)(_fusion(_mode))
+for _name, _make in NORMS.items():
+    built_in_part("norm", _name)(_norm(_make))

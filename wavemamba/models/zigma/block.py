@@ -85,7 +85,7 @@ class ZigMaBlock(nn.Module):
         height, width = x.shape[1:3]
         n, residual = add_norm(x if residual is None else self.drop_path(x), residual, self.norm)
         tokens = n.flatten(1, 2)
-        order = None if self.scan.is_identity else self.scan.permutation(height, width, device=x.device)
+        order = self.scan.order_for(height, width, device=x.device)
         scan, *attention = self.modulation(cond)
         update = self.mixer(modulate(tokens, scan.shift, scan.scale), None, order=order)
         tokens = gated_residual(tokens, update, scan.gate)

@@ -8,7 +8,6 @@ from wavemamba.models.config import PatchConfig, expect, expect_whole, whole
 from wavemamba.scans import scan_order
 
 POSITIONS = ("learnt", "sincos", "none")
-PATH_FAMILIES = ("zigma", "sweep", "jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +33,9 @@ class ZigMaConfig(PatchConfig):
     drop_path_rate: float = 0.1
     """Probability in [0, 1) of dropping a block's output, rising linearly over the depth up to this value."""
     scan: str = "zigma"
-    """A path family ("zigma", "sweep", "jpeg"), block i along path i % 8; "hilbert", as it is, transposed, backwards
-    and both in turn; or any other order by name, the same in every block."""
+    """A path family, block i along path i % 8: an order with the option `path`, "zigma", "sweep", "jpeg" or a
+    registered one; "hilbert", as it is, transposed, backwards and both in turn; or any other order by name, the same
+    in every block."""
     bidirectional: bool = False
     """Mixers scan backwards too."""
     positions: str = "learnt"
@@ -53,4 +53,6 @@ class ZigMaConfig(PatchConfig):
         expect("bidirectional", self.bidirectional, lambda v: isinstance(v, bool), "True or False")
         if self.context_dim is not None:
             expect("num_classes", self.num_classes, lambda v: v == 0, "0 with context_dim, as text takes their place")
-        scan_order(self.scan)
+        order = scan_order(self.scan)
+        if "(" not in self.scan:  # a name alone, in whatever case, may stand for a family of paths
+            object.__setattr__(self, "scan", order.name)

@@ -18,9 +18,9 @@ from wavemamba.models.building import drawing_nothing
 from wavemamba.models.description import Condition
 from wavemamba.models.patch_model import PatchDiffusionModel
 from wavemamba.models.zigma.block import CrossAttention, ZigMaBlock
-from wavemamba.models.zigma.config import PATH_FAMILIES, ZigMaConfig
+from wavemamba.models.zigma.config import ZigMaConfig
 from wavemamba.models.zigma.released_names import names_for
-from wavemamba.scans import ScanOrder, scan_order
+from wavemamba.scans import ScanOrder, list_scan_orders, scan_order
 
 _STEPS = 1000
 
@@ -169,7 +169,7 @@ def zigzag_block(config: ZigMaConfig, index: int) -> ZigMaBlock:
 
 
 def _scan_of(config: ZigMaConfig, index: int) -> ScanOrder:
-    if config.scan in PATH_FAMILIES:
+    if config.scan in list_scan_orders(option="path"):
         return scan_order(config.scan, path=index % 8)
     if config.scan == "hilbert":
         return scan_order("hilbert", transpose=index % 2 == 1, reverse=index % 4 >= 2)
