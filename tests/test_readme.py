@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from wavemamba import create_model
+from wavemamba.commands import sample, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,6 +26,14 @@ def test_examples_run(code, capsys):
 def test_a_block_is_in_a_network_in_ten_lines():
     (example,) = (code for code in EXAMPLES if "WaveletMambaBlock" in code)
     assert len([line for line in example.splitlines() if line.strip()]) == 10
+
+
+def test_training_and_sampling_run_as_they_stand_there(tmp_path, monkeypatch):
+    said = dict(re.findall(r"python -m wavemamba\.(train|sample) (--(?:data|model) .*)", README))
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*shlex.split(said["train"]), "--epochs=0.02", "--sample-steps=1", "--quiet"]) == 0
+    assert sample.main([*shlex.split(said["sample"]), "--solver=euler", "--steps=1", "--per-class=1"]) == 0
+    assert Path("digits.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(("name", "count"), re.findall(r"`(dimsum_\w+)` \|.*\| ([\d,]+) \|", README))
