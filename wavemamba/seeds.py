@@ -19,7 +19,7 @@ def derive_seed(*parts: int | str) -> int:
         An integer in [0, 2**63).
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1
 
 
 def generator_for(*parts: int | str) -> torch.Generator:

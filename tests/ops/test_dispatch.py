@@ -118,8 +118,13 @@ def test_convolution_checks():
 
 def requested_elsewhere(run):
     """What is in force in another thread while this one is inside `use_backend`."""
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(run()))
+    seen, threads = [], torch.get_num_threads()
+
+    def same_number_of_threads():  # a graph guards on it, and a new thread has the machine's
+        torch.set_num_threads(threads)
+        seen.append(run())
+
+    thread = threading.Thread(target=same_number_of_threads)
     thread.start()
     thread.join()
     return seen[0]
