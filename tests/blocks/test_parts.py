@@ -20,6 +20,8 @@ from wavemamba import (
     frequency_transform,
     scan_order,
 )
+from wavemamba.blocks import ZigMaBlock
+from wavemamba.layers import CrossAttention
 
 HALF = DIM // 2
 
@@ -66,6 +68,10 @@ class OwnFusion(nn.Module):
 
 def x(batch=2, width=DIM):
     return torch.randn(batch, 3, 4, width)
+
+
+def zigma(**parts):
+    return ZigMaBlock(DIM, COND, scan="snake", **parts)
 
 
 def test_own_parts_run_and_learn():
@@ -176,6 +182,9 @@ def test_a_sequence_of_blocks_says_how_to_chain_them():
         (lambda: MambaMixer(8, d_conv=1, conditioning="conv_state", cond_dim=4), "d_conv: expected at least 2"),
         (lambda: MambaMixer(8, cond_dim=4), "cond_dim: expected None with conditioning='none'"),
         (lambda: DiMSUMBlock(DIM, drop_path="a"), "drop_path"),
+        (lambda: ZigMaBlock(DIM, COND, scan="snake", cross=nn.Identity()), r"cross: .*cross\(tokens, context\)"),
+        (lambda: ZigMaBlock(DIM, COND, scan="snake", mixer=nn.Identity()), "mixer: expected"),
+        (lambda: ZigMaBlock(DIM, None, scan="snake"), "cond_dim: expected an int"),
     ],
 )
 def test_a_part_that_does_not_fit_is_named_when_the_block_is_built(call, message):
@@ -195,6 +204,11 @@ def test_a_part_that_does_not_fit_is_named_when_the_block_is_built(call, message
         (lambda: SharedAttention(DIM, attention=nn.Linear(DIM, 1))(x()), "attention's result"),
         (lambda: SpatialFrequencyFusion(DIM)(x(), x()), r"spatial: .*C.*16\); pass the halves of a map"),
         (lambda: SpatialFrequencyFusion(DIM)(x(width=HALF), None), "frequency: expected a tensor"),
+        (lambda: zigma()(x(), condition(COND), x(width=3)), "residual: expected"),
+        (lambda: zigma()(x(), condition(COND), None, x()), "context: expected None"),
+        (lambda: zigma(cross=CrossAttention(DIM, 2, 4))(x(), condition(COND)), "context: expected a tensor"),
+        (lambda: zigma(cross=Loose(lambda t: t[:, :1]))(x(), condition(COND), None, x()), "cross's result"),
+        (lambda: zigma(mixer=Loose(lambda t: t[:, :1]))(x(), condition(COND)), "mixer's result"),
         (lambda: SpatialMambaBlock(DIM)([1]), "x: expected a tensor, got list"),
         (lambda: SpatialMambaBlock(DIM, COND)(x(), [1.0]), "cond: expected a tensor"),
         (lambda: SpatialMambaBlock(DIM)(x(width=3)), "as wide as the block"),

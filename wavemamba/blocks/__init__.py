@@ -6,6 +6,7 @@ from wavemamba.blocks.protocols import Attention, Branch, FeedForward, Fusion
 from wavemamba.blocks.shared_attention import SharedAttention
 from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock, subband_scan
+from wavemamba.blocks.zigma import ZigMaBlock
 
 __all__ = [
     "Attention",
@@ -17,5 +18,6 @@ __all__ = [
     "SpatialFrequencyFusion",
     "SpatialMambaBlock",
     "WaveletMambaBlock",
+    "ZigMaBlock",
     "subband_scan",
 ]

@@ -1,6 +1,6 @@
 """Layers that the blocks are made of."""
 
-from wavemamba.layers.attention import SelfAttention, attend
+from wavemamba.layers.attention import CrossAttention, SelfAttention, attend
 from wavemamba.layers.drop_path import DropPath
 from wavemamba.layers.embeddings import LabelEmbed, PatchEmbed, TimeEmbed
 from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer
@@ -12,6 +12,7 @@ from wavemamba.layers.weight_decay import parameter_groups, undecayed_names
 
 __all__ = [
     "AdaLN",
+    "CrossAttention",
     "DropPath",
     "GatedMlp",
     "LabelEmbed",

@@ -1,4 +1,4 @@
-"""Multi-head attention over the tokens of a grid."""
+"""Multi-head attention: of the tokens of a grid to each other, and to a context."""
 
 from __future__ import annotations
 
@@ -78,3 +78,25 @@ class SelfAttention(nn.Module):
     def extra_repr(self) -> str:
         """The heads, for `print`."""
         return f"num_heads={self.num_heads}"
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to a context: `Linear(attend(q(x), k(context), v(context)))`, q, k and v without bias.
+
+    Args:
+        dim: width C.
+        num_heads: heads.
+        head_dim: width of a head.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        inner = num_heads * head_dim
+        self.q, self.k, self.v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
+        self.proj = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map (B, L, C), with a context (B, T, C), to (B, L, C)."""
+        y: Tensor = self.proj(attend(self.q(x), self.k(context), self.v(context), self.num_heads))
+        return y

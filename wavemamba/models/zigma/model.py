@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wavemamba.blocks import ZigMaBlock
 from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ShapeError
-from wavemamba.layers import DropPath, MambaMixer, make_norm
+from wavemamba.layers import CrossAttention, DropPath, MambaMixer, make_norm
 from wavemamba.layers.embeddings import unpatchify
 from wavemamba.layers.norm import plain_layer_norm
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.description import Condition
 from wavemamba.models.patch_model import PatchDiffusionModel
-from wavemamba.models.zigma.block import CrossAttention, ZigMaBlock
 from wavemamba.models.zigma.config import ZigMaConfig
 from wavemamba.models.zigma.released_names import names_for
 from wavemamba.scans import ScanOrder, list_scan_orders, scan_order

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wavemamba.blocks.map_block import MapBlock
+from wavemamba.blocks.spatial import expect_scan
+from wavemamba.checks import expect_shape, expect_size
+from wavemamba.errors import ShapeError
 from wavemamba.layers import AdaLN, DropPath, MambaMixer, add_norm, gated_residual, make_norm, modulate
-from wavemamba.layers.attention import attend
+from wavemamba.layers.mixers import expect_mixer
 from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.layers.part_checks import expect_part, expect_result
 from wavemamba.scans import ScanOrder
 
 
-class CrossAttention(nn.Module):
-    """Attention of tokens to a context: `Linear(attend(q(x), k(context), v(context)))`, q, k and v without bias.
-
-    Args:
-        dim: width C.
-        num_heads: heads.
-        head_dim: width of a head.
-    """
-
-    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        inner = num_heads * head_dim
-        self.q, self.k, self.v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
-        self.proj = nn.Linear(inner, dim)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map (B, L, C), with a context (B, T, C), to (B, L, C)."""
-        y: Tensor = self.proj(attend(self.q(x), self.k(context), self.v(context), self.num_heads))
-        return y
-
-
-class ZigMaBlock(nn.Module):
+class ZigMaBlock(MapBlock):
     """Pre-norm block that carries `(x, residual)` along the depth.
 
         residual = residual + drop_path(x);  n = RMSNorm(residual)
@@ -42,10 +25,13 @@ class ZigMaBlock(nn.Module):
     Args:
         dim: width C.
         cond_dim: width of the condition.
-        scan: the order that the mixer walks.
+        scan: the order that the mixer walks, or its name.
         mixer: called as `mixer(tokens, None, order=order)`; None: `MambaMixer(dim)`.
         cross: called as `cross(tokens, context)`; None: no text.
         drop_path: probability in [0, 1) that training drops `x` of a sample before it is added to the residual.
+
+    Raises:
+        ConfigError: an option has an unknown name or a value out of range, or a part does not fit.
 
     Source: Hu et al., "ZigMa", ECCV 2024, section 4.
     """
@@ -55,17 +41,18 @@ class ZigMaBlock(nn.Module):
         dim: int,
         cond_dim: int,
         *,
-        scan: ScanOrder,
+        scan: str | ScanOrder,
         mixer: nn.Module | None = None,
         cross: nn.Module | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.scan = scan
+        super().__init__(dim, cond_dim, channels_first=False)
+        expect_size("cond_dim", cond_dim)
+        self.scan = expect_scan(scan)
         self.norm = make_norm("rms", dim)
         self.drop_path = DropPath(drop_path)
-        self.mixer = MambaMixer(dim) if mixer is None else mixer
-        self.cross = cross
+        self.mixer = MambaMixer(dim) if mixer is None else expect_mixer(mixer)
+        self.cross = None if cross is None else expect_part("cross", cross, ("tokens", "context"))
         self.modulation = AdaLN(dim, cond_dim, steps=1 if cross is None else 2)
 
     def forward(
@@ -81,16 +68,34 @@ class ZigMaBlock(nn.Module):
 
         Returns:
             The new `x` and `residual`.
+
+        Raises:
+            ShapeError: a size does not fit, or the context is missing or unexpected.
         """
-        height, width = x.shape[1:3]
+        x = self.enter(x)
+        self.check_cond(cond, x.shape[0])
+        if residual is not None:
+            expect_shape("residual", residual, tuple(x.shape), "(B, H, W, C)", "pass what the block before returned")
+        self._check_context(context)
+        grid = (x.shape[1], x.shape[2])
         n, residual = add_norm(x if residual is None else self.drop_path(x), residual, self.norm)
         tokens = n.flatten(1, 2)
-        order = self.scan.order_for(height, width, device=x.device)
+        order = self.scan.order_for(*grid, device=x.device)
         scan, *attention = self.modulation(cond)
         update = self.mixer(modulate(tokens, scan.shift, scan.scale), None, order=order)
+        update = expect_result("mixer", update, tuple(tokens.shape), "(B, L, C)")
         tokens = gated_residual(tokens, update, scan.gate)
         if self.cross is not None:
             step = attention[0]
             update = self.cross(modulate(plain_layer_norm(tokens), step.shift, step.scale), context)
+            update = expect_result("cross", update, tuple(tokens.shape), "(B, L, C)")
             tokens = gated_residual(tokens, update, step.gate)
-        return tokens.unflatten(1, (height, width)), residual
+        return tokens.unflatten(1, grid), residual
+
+    def _check_context(self, context: Tensor | None) -> None:
+        if self.cross is None and context is not None:
+            came = type(context).__name__
+            raise ShapeError(f"context: expected None, as the block has cross=None, got {came}; build it with cross")
+        if self.cross is not None and not isinstance(context, Tensor):
+            came = type(context).__name__
+            raise ShapeError(f"context: expected a tensor (B, T, C), got {came}; pass the text's tokens")
