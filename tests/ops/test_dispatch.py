@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_calls import Call
 from support import scan_inputs
 
 from wavemamba import BackendUnavailable, ShapeError, SpatialMambaBlock, ops, scan_order
 from wavemamba.ops import causal_conv1d
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, requested_backend, resolve, runs_everything
+from wavemamba.ops.dispatch.tables import tables
 from wavemamba.ops.selective_scan import BACKENDS, selective_scan
 
 
@@ -76,6 +78,22 @@ def test_automatic_fallback_on_a_gpu_warns_once():
     with pytest.warns(ops.SlowBackendWarning, match="not here"):
         resolve(table, case)
     resolve(table, case)  # a second warning would be an error
+
+
+def test_every_folder_of_an_op_has_its_table():
+    folders = {path.parent.name for path in Path(ops.__file__).parent.glob("*/reference.py")}
+    assert set(tables()) == {row.op for row in ops.backends()} == folders
+    assert all(table[-1].name == "reference" for table in tables().values())
+
+
+def test_an_op_is_called_by_the_name_of_its_folder(monkeypatch):
+    """In the refusals of its cases, and among the ops of torch where it has kernels."""
+    monkeypatch.setenv("WAVEMAMBA_BACKEND", "triton")
+    for name, example in {"haar": "to_haar_map", **{name: name for name in tables() if name != "haar"}}.items():
+        with pytest.raises(BackendUnavailable, match=f"cannot run {name} on cpu"):
+            Call(example, "auto")()
+        if any(backend.name == "numba" for backend in tables()[name]):
+            assert hasattr(torch.ops.wavemamba, name)
 
 
 def test_backends_lists_every_backend_and_its_reason():

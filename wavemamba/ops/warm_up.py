@@ -6,8 +6,7 @@ from wavemamba.errors import BackendUnavailable
 from wavemamba.ops.dispatch.availability import INSTALLED, numba_is_switched_off
 from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF
 from wavemamba.ops.dispatch.kernel_op import kernels
-
-_OPS = ("selective_scan", "causal_conv1d", "haar")
+from wavemamba.ops.dispatch.tables import tables
 
 
 def warm_up() -> None:
@@ -23,5 +22,6 @@ def warm_up() -> None:
         raise BackendUnavailable("warm_up: expected numba, which is not installed; pip install numba")
     if numba_is_switched_off():
         raise BackendUnavailable(f"warm_up: expected a numba that compiles; {NUMBA_SWITCHED_OFF}")
-    for op in _OPS:
-        kernels(op, "numba")
+    for op, table in tables().items():
+        if any(backend.name == "numba" for backend in table):
+            kernels(op, "numba")

@@ -6,18 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wavemamba.ops.causal_conv1d import BACKENDS as CONV_BACKENDS
 from wavemamba.ops.dispatch.backend import Case
-from wavemamba.ops.haar import BACKENDS as HAAR_BACKENDS
-from wavemamba.ops.selective_scan import BACKENDS as SCAN_BACKENDS
-from wavemamba.ops.ssd_scan import BACKENDS as SSD_BACKENDS
-
-_TABLES = {
-    "selective_scan": SCAN_BACKENDS,
-    "causal_conv1d": CONV_BACKENDS,
-    "haar_map": HAAR_BACKENDS,
-    "ssd_scan": SSD_BACKENDS,
-}
+from wavemamba.ops.dispatch.tables import tables
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ def backends() -> tuple[BackendStatus, ...]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return tuple(
         BackendStatus(op, backend.name, device, backend.refuses(Case(op, device, torch.float32)))
-        for op, table in _TABLES.items()
+        for op, table in tables().items()
         for device in devices
         for backend in table
     )

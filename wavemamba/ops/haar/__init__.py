@@ -144,6 +144,6 @@ def _check(x: Tensor, levels: int, layout: str) -> int:
 
 
 def _run(x: Tensor, levels: int, layout: Layout, scale: float, inverse: bool, argument: str) -> Tensor:
-    case = Case(op="haar_map", device=x.device.type, dtype=x.dtype, sizes={"levels": levels})
+    case = Case(op="haar", device=x.device.type, dtype=x.dtype, sizes={"levels": levels})
     y: Tensor = resolve(BACKENDS, case, argument)(HaarInputs(x, levels, layout, scale, inverse))
     return y

@@ -48,7 +48,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return haar_map(dy, *ctx.linear_map, not ctx.inverse, ctx.backend), None, None, None, None, None
 
 
-haar_map = KernelOp("haar_map", schema_of(HaarInputs, "str backend"), _compute, _fake, _flops, _save, _gradients)
+haar_map = KernelOp("haar", schema_of(HaarInputs, "str backend"), _compute, _fake, _flops, _save, _gradients)
 
 
 def run(backend: str, inputs: HaarInputs) -> Tensor:
