@@ -1,6 +1,8 @@
 """Mamba and wavelets for vision and diffusion networks."""
 
-from wavemamba import ops
+from typing import TYPE_CHECKING, Any
+
+from wavemamba import models, ops
 from wavemamba.blocks import (
     DiMSUMBlock,
     SharedAttention,
@@ -38,6 +40,7 @@ __all__ = [
     "create_model",
     "frequency_transform",
     "list_models",
+    "models",
     "ops",
     "register_model",
     "register_scan_order",
@@ -46,3 +49,15 @@ __all__ = [
 ]
 
 register_in_timm()
+
+if TYPE_CHECKING:
+    from wavemamba.data import register_source as register_source
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`register_source`: sources read pictures with Pillow, which not everybody has."""
+        if name == "register_source":
+            from wavemamba.data import register_source
+
+            return register_source
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from wavemamba.data import (
     open_source,
     register_source,
     registry,
+    source_kinds,
 )
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import generator_for
@@ -112,9 +113,16 @@ def test_a_kind_of_ones_own_is_opened_by_name_prefix_and_content(tmp_path, own_k
         register_source("my data", Counting)
 
 
-def test_a_kind_of_ones_own_may_replace_the_librarys(own_kinds):
-    register_source("digits", lambda what: Counting(3))
-    assert len(open_source("digits")) == 3
+@pytest.mark.parametrize("name", [*(kind.name for kind in source_kinds()), "Digits"])
+def test_a_name_of_the_library_is_taken(own_kinds, name):
+    with pytest.raises(ConfigError, match=f"expected a new name, got '{name}', which is taken"):
+        register_source(name, lambda what: Counting(3))
+
+
+def test_a_kind_of_ones_own_may_be_registered_again(own_kinds):
+    register_source("counted", lambda what: Counting(3))
+    register_source("counted", lambda what: Counting(4))
+    assert len(open_source("counted:")) == 4
 
 
 def test_streams_are_not_verified(own_kinds):

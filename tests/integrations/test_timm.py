@@ -39,6 +39,7 @@ before = set(sys.modules)
 import wavemamba
 new = set(sys.modules) - before
 print(sorted(name for name in {HEAVY!r} if name in new))
+assert not {{"wavemamba.data", "wavemamba.models.dit.model", "wavemamba.models.zigma.model"}} & new
 wavemamba.create_model("dimsum_tiny", img_size=8, depth=1).save_pretrained({str(tmp_path)!r})
 wavemamba.DiMSUM.from_pretrained({str(tmp_path)!r})
 assert "torch._dynamo" not in sys.modules and "huggingface_hub" not in sys.modules  # nor does loading

@@ -2,6 +2,7 @@
 
 from wavemamba.blocks.dimsum import DiMSUMBlock
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
+from wavemamba.blocks.map_block import MapBlock
 from wavemamba.blocks.protocols import Attention, Branch, FeedForward, Fusion
 from wavemamba.blocks.shared_attention import SharedAttention
 from wavemamba.blocks.spatial import SpatialMambaBlock
@@ -14,6 +15,7 @@ __all__ = [
     "DiMSUMBlock",
     "FeedForward",
     "Fusion",
+    "MapBlock",
     "SharedAttention",
     "SpatialFrequencyFusion",
     "SpatialMambaBlock",

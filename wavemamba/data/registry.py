@@ -40,26 +40,36 @@ class SourceKind:
 
 
 _KINDS: dict[str, SourceKind] = {}
+_BUILT_IN: set[str] = set()
 
 
 def register_source(
     name: str, open: Callable[..., Source], *, claims: Callable[[Path], bool] = lambda path: False, about: str = ""
 ) -> None:
-    """Add a kind of source to those that `open_source` knows; a name that is there already is replaced.
+    """Add a kind of source to those that `open_source` knows.
+
+    Registering a name of one's own again, as a notebook does when a cell runs twice, replaces it.
 
     Args:
-        name: a word; `open_source("name:what")` then calls `open("what")`.
+        name: a word that no kind of the library has; `open_source("name:what")` then calls `open("what")`.
         open: `open(what, *, ...)` gives a `Source`; its keyword-only arguments are the options that it takes. Where
             `view` is one of them, the fields of `PictureView`, `verify` and `skip_unreadable` are options as well.
         claims: whether `open_source(path)` without a prefix is of this kind, for paths that exist.
         about: a few words for error messages: what such data look like.
 
     Raises:
-        ConfigError: the name is no word.
+        ConfigError: the name is no word, or a kind of the library has it.
     """
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise ConfigError(f"name: expected a word such as 'my_data', got {name!r}")
+    if name.casefold() in _BUILT_IN:
+        raise ConfigError(f"name: expected a new name, got {name!r}, which is taken; choose another name")
     _KINDS[name] = SourceKind(name, open, claims, about or name)
+
+
+def keep_names() -> None:
+    """Take the names that are known so far for the library."""
+    _BUILT_IN.update(name.casefold() for name in _KINDS)
 
 
 def source_kinds() -> tuple[SourceKind, ...]:

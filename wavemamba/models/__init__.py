@@ -1,5 +1,12 @@
-"""Complete models, built from the public blocks; a folder a family."""
+"""Complete models, built from the public blocks; a folder a family.
 
+The class and the configuration of every family are here too, `DiT` and `DiTConfig` for example; those of another family
+than DiMSUM are imported at their first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from wavemamba.models import checkpoints
 from wavemamba.models.base import DiffusionModel, Model
 from wavemamba.models.config import DiffusionConfig, ModelConfig, PatchConfig
 from wavemamba.models.description import Condition, TrainedFor
@@ -9,7 +16,7 @@ from wavemamba.models.dimsum.parts import make_block
 from wavemamba.models.dimsum.plan import BlockSpec, layer_plan
 from wavemamba.models.part_registry import register_part
 from wavemamba.models.patch_model import PatchDiffusionModel
-from wavemamba.models.registry import create_model, list_models, register_model
+from wavemamba.models.registry import create_model, library_families, list_models, register_model
 from wavemamba.models.saving import load_pretrained
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "PatchConfig",
     "PatchDiffusionModel",
     "TrainedFor",
+    "checkpoints",
     "create_model",
     "layer_plan",
     "list_models",
@@ -32,3 +40,20 @@ __all__ = [
     "register_model",
     "register_part",
 ]
+
+if TYPE_CHECKING:
+    from wavemamba.models.dit import DiT as DiT
+    from wavemamba.models.dit import DiTConfig as DiTConfig
+    from wavemamba.models.zigma import ZigMa as ZigMa
+    from wavemamba.models.zigma import ZigMaConfig as ZigMaConfig
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A class or a configuration of a family that is not imported yet."""
+        if name[:1].isupper():
+            for family in library_families().values():
+                model = family.load()
+                for thing in (model, model.config_class):
+                    if thing.__name__ == name:
+                        return thing
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

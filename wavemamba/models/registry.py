@@ -169,7 +169,7 @@ def entry_points() -> dict[str, EntryPoint]:
 
 def families() -> dict[str, Family]:
     """Every family by name: the rooms of this package, then what users registered."""
-    return {**_rooms(), **_own}
+    return {**library_families(), **_own}
 
 
 def family_of(name: str) -> type[Model]:
@@ -199,7 +199,8 @@ def on_registration(listener: Callable[[str, EntryPoint], None], check: Callable
 
 
 @functools.lru_cache(maxsize=1)
-def _rooms() -> dict[str, Family]:
+def library_families() -> dict[str, Family]:
+    """The families of this package's rooms, by name."""
     found = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.ispkg:
