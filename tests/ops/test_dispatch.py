@@ -233,6 +233,24 @@ def test_importing_the_ops_imports_no_compiler():
     assert result.stdout.strip() == "[]"
 
 
+def test_a_graph_follows_the_first_use_backend_of_its_thread():
+    x, weight = torch.randn(1, 5, 3), torch.randn(3, 2)
+    kernel, graphs = torch.ops.wavemamba.causal_conv1d.default, []
+
+    def backend(graph, example_inputs):
+        graphs.append(kernel in {node.target for node in graph.graph.nodes})
+        return graph.forward
+
+    def in_a_new_thread():
+        compiled = torch.compile(lambda x: causal_conv1d(x, weight), backend=backend, fullgraph=True)
+        compiled(x)
+        with ops.use_backend("torch"):
+            compiled(x)
+
+    requested_elsewhere(in_a_new_thread)
+    assert graphs == [True, False]
+
+
 def test_flops_are_those_of_the_equations():
     """Counted, not derived: what the definition's own loop computes, element by element."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -72,10 +72,9 @@ def large_state_scan(x):
 @needs_limits
 def test_no_memory_for_the_scratch():
     """In a process of its own: one that has run other tests holds enough freed memory."""
-    code = (
-        "from ops import test_numba_faults as t; t.check_no_memory(t.wide_conv); t.check_no_memory(t.large_state_scan)"
-    )
+    calls = "t.check_no_memory(t.wide_conv); t.check_no_memory(t.large_state_scan)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    code = f"from ops import test_numba_faults as t; {calls}"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 

@@ -85,7 +85,9 @@ class _Traced(threading.local):
     A compiled graph guards on it, and so follows `use_backend`, by threads though: not by the tasks of one thread.
     """
 
-    name: str | None = None
+    def __init__(self) -> None:
+        # Of the instance, in every thread: a guard on an attribute of the class would not see the one that hides it.
+        self.name: str | None = None
 
 
 _traced = _Traced()
