@@ -14,7 +14,7 @@ from wavemamba import DiMSUM
 from wavemamba.data import Digits
 from wavemamba.diffusion import Objective
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, WavemambaError
-from wavemamba.training import Callback, Checkpoints, Progress, Trackers, Trainer, read_log
+from wavemamba.training import Callback, Checkpoints, ProgressBar, Trackers, Trainer, read_log
 from wavemamba.training.loss_scale import LossScale
 
 
@@ -333,14 +333,14 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
 
 def test_the_start_says_what_is_trained_and_where_it_goes_on(config):
     lines = []
-    Trainer(config(steps=2), callbacks=[Progress(lines.append)]).train()
+    Trainer(config(steps=2), callbacks=[ProgressBar(lines.append)]).train()
     assert "1,797 examples of 10 classes" in lines[0]
     assert "1 x 8 x 8" in lines[0]
     assert "dimsum_tiny, " in lines[1]
     assert "cpu" in lines[2]
     assert "starting, 2 steps of 8 examples" in lines[3]
     del lines[:]
-    Trainer(config(steps=14, precision="bf16", accept_changes=True), callbacks=[Progress(lines.append)]).train()
+    Trainer(config(steps=14, precision="bf16", accept_changes=True), callbacks=[ProgressBar(lines.append)]).train()
     assert "resuming from step 2" in lines[3]
     assert "bf16 on a CPU is often slower" in lines[4]
     assert "s a step: " in lines[5]

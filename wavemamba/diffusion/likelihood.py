@@ -19,7 +19,7 @@ from wavemamba.diffusion.calls import (
 )
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective, rows
-from wavemamba.diffusion.report import Callback, Progress, SampleInfo
+from wavemamba.diffusion.report import OnStep, Progress, SampleInfo
 from wavemamba.diffusion.solvers.base import OdeSolver
 from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS, integrate
 from wavemamba.dtypes import accumulation_dtype
@@ -73,7 +73,7 @@ def log_likelihood(
     generator: RandomSource = None,
     y: Tensor | None = None,
     conditions: Conditions | None = None,
-    callback: Callback | None = None,
+    callback: OnStep | None = None,
 ) -> LogLikelihood:
     """Log-likelihood by the instantaneous change of variables, divergence by Hutchinson's estimator.
 

@@ -22,7 +22,8 @@ class Progress(NamedTuple):
     """(B, ...), the state at `time`; not a copy, and not to be written to."""
 
 
-Callback = Callable[[Progress], Any]
+OnStep = Callable[[Progress], Any]
+"""What `callback=` takes."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from wavemamba.diffusion.calls import (
     in_evaluation_mode,
 )
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
-from wavemamba.diffusion.report import Callback, SampleInfo
+from wavemamba.diffusion.report import OnStep, SampleInfo
 from wavemamba.diffusion.solvers.base import Dynamics, OdeSolver
 from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS, integrate
 from wavemamba.dtypes import accumulation_dtype
@@ -38,7 +38,7 @@ def sample_ode(
     options: dict[str, Any] | None = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
-    callback: Callback | None = ...,
+    callback: OnStep | None = ...,
     return_info: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -59,7 +59,7 @@ def sample_ode(
     options: dict[str, Any] | None = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
-    callback: Callback | None = ...,
+    callback: OnStep | None = ...,
     return_info: Literal[True],
 ) -> tuple[Tensor, SampleInfo]: ...
 
@@ -82,7 +82,7 @@ def sample_ode(
     options: dict[str, Any] | None = None,
     y: Tensor | None = None,
     conditions: Conditions | None = None,
-    callback: Callback | None = None,
+    callback: OnStep | None = None,
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, SampleInfo]:
     """Carry noise to data along `dx/dt = v(x, t)`, over `objective.sample_interval`.

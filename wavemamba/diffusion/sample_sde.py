@@ -26,7 +26,7 @@ from wavemamba.diffusion.calls import Conditions, Model, expect_conditions, expl
 from wavemamba.diffusion.noise import RandomSource, Streams
 from wavemamba.diffusion.objective import Objective, expect_batch, expect_objective
 from wavemamba.diffusion.paths import Path, broadcast_time
-from wavemamba.diffusion.report import Callback, Progress, SampleInfo
+from wavemamba.diffusion.report import OnStep, Progress, SampleInfo
 from wavemamba.diffusion.sample_ode import in_dtype
 from wavemamba.diffusion.solvers.base import Evaluations, expect_finite, time_grid
 from wavemamba.diffusion.time import TimeInterval, checked_interval
@@ -170,7 +170,7 @@ def sample_sde(
     generator: RandomSource = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
-    callback: Callback | None = ...,
+    callback: OnStep | None = ...,
     return_info: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -190,7 +190,7 @@ def sample_sde(
     generator: RandomSource = ...,
     y: Tensor | None = ...,
     conditions: Conditions | None = ...,
-    callback: Callback | None = ...,
+    callback: OnStep | None = ...,
     return_info: Literal[True],
 ) -> tuple[Tensor, SampleInfo]: ...
 
@@ -212,7 +212,7 @@ def sample_sde(
     generator: RandomSource = None,
     y: Tensor | None = None,
     conditions: Conditions | None = None,
-    callback: Callback | None = None,
+    callback: OnStep | None = None,
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, SampleInfo]:
     """Carry noise to data along a stochastic differential equation.

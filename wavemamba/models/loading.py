@@ -29,14 +29,15 @@ from wavemamba.models.weights import (
 if TYPE_CHECKING:
     from wavemamba.models.base import Model
 
+WeightsSource = str | os.PathLike[str] | Mapping[str, Tensor]
+"""A file, a saved folder, or the parameters themselves."""
+
 Built = TypeVar("Built", bound="Model")
 _TRAINING_ALONE = {"class_dropout", "drop_path_rate"}
 """Options that change nothing about what weights mean."""
 
 
-def load_into(
-    model: Model, source: str | os.PathLike[str] | Mapping[str, Tensor], *, changed: Collection[str] = ()
-) -> None:
+def load_into(model: Model, source: WeightsSource, *, changed: Collection[str] = ()) -> None:
     """Copy weights, in this library's names or others that the family knows, into a model.
 
     Args:
@@ -64,7 +65,7 @@ def load_into(
 
 
 def _state_and_record(
-    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    source: WeightsSource,
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     if isinstance(source, Mapping):
         state = dict(source)

@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from torch import Tensor
-
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.base import Model
 from wavemamba.models.family import EntryPoint, Family
 from wavemamba.models.hub import download
-from wavemamba.models.loading import load_into
+from wavemamba.models.loading import WeightsSource, load_into
 from wavemamba.names import check_names
 
-Weights = str | os.PathLike[str] | Mapping[str, Tensor]
 _Thing = TypeVar("_Thing", bound=Callable[..., Model])
 _own: dict[str, Family] = {}
 _own_functions: dict[str, EntryPoint] = {}
@@ -62,13 +59,13 @@ def create_model(
     Returns:
         The model: in evaluation mode where weights were loaded, otherwise in training mode, as torch builds modules.
     """
-    weights: Weights | None = checkpoint_path
+    weights: WeightsSource | None = checkpoint_path
     if pretrained and weights is None:
         weights = download_published(name)
     return build_model(name, weights, overrides)
 
 
-def build_model(name: str, weights: Weights | None, options: Mapping[str, Any]) -> Model:
+def build_model(name: str, weights: WeightsSource | None, options: Mapping[str, Any]) -> Model:
     """See `create_model`; `weights` may also be the parameters themselves."""
     entry = _entry(name)
     if entry.build is not None:

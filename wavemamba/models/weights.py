@@ -19,7 +19,7 @@ from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.hub import path_of
 from wavemamba.models.tensor_file import TensorFile
 
-Weights = Literal["ema", "model"]
+WeightsPart = Literal["ema", "model"]
 # Which part of a training checkpoint to take, the first that is there.
 _RAW = ("model", "state_dict", "model_state_dict", "module")
 _AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "module_ema")
@@ -35,7 +35,7 @@ _SLACK = 2**20
 _INDEX = ".safetensors.index.json"
 
 
-def read_weights(path: str | os.PathLike[str], weights: Weights = "ema") -> dict[str, Tensor]:
+def read_weights(path: str | os.PathLike[str], weights: WeightsPart = "ema") -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors` file, or of a checkpoint written by `torch.save`.
 
     An index of shards (`model.safetensors.index.json`) is read with the shards beside it. Nothing in the file is run:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wavemamba.checks import expect_count
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Conditions, Objective, Progress, sample_noise
 from wavemamba.diffusion.calls import evaluating
-from wavemamba.diffusion.report import Callback
+from wavemamba.diffusion.report import OnStep
 from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
 from wavemamba.names import check_names
@@ -172,7 +172,7 @@ class Sampler:
         batch_size: int = 32,
         progress: bool = True,
         decode: bool = True,
-        callback: Callback | None = None,
+        callback: OnStep | None = None,
         **changes: Any,
     ) -> Pictures:
         """Draw pictures.

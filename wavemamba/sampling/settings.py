@@ -22,7 +22,7 @@ from wavemamba.diffusion import (
     sample_sde,
 )
 from wavemamba.diffusion.guidance import GuidanceSchedule
-from wavemamba.diffusion.report import Callback
+from wavemamba.diffusion.report import OnStep
 from wavemamba.diffusion.sample_sde import DiffusionForm
 from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS
 from wavemamba.errors import ConfigError
@@ -122,7 +122,7 @@ class Settings:
         y: Tensor | None,
         conditions: Conditions,
         seeds: list[int],
-        callback: Callback,
+        callback: OnStep,
     ) -> tuple[Tensor, SampleInfo]:
         """Carry noise to data; the seeds are those of the increments of a stochastic solver."""
         shared: dict[str, Any] = {**self.arguments(), "callback": callback, "return_info": True}

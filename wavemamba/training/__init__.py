@@ -5,7 +5,7 @@ from wavemamba.training.checkpoint_files import Checkpoints, DamagedCheckpointWa
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.log import RunLog, read_log
-from wavemamba.training.progress import Progress
+from wavemamba.training.progress import ProgressBar
 from wavemamba.training.run_parts import Batch
 from wavemamba.training.sample_grids import SampleGrids
 from wavemamba.training.schedules import LR_SCHEDULES, learning_rate_factor
@@ -21,7 +21,7 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpointWarning",
     "Outcome",
-    "Progress",
+    "ProgressBar",
     "RunLog",
     "SampleGrids",
     "StopSignal",

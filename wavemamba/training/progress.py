@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MEASURED = 10  # steps after which the time of the rest is estimated
 
 
-class Progress(Callback):
+class ProgressBar(Callback):
     """A progress bar with loss, images a second, learning rate and the time left; and what a run begins with.
 
     Args:

@@ -18,7 +18,7 @@ from wavemamba.training.callbacks import Callback
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import held_out_loss
 from wavemamba.training.loop import TrainingLoop
-from wavemamba.training.progress import Progress
+from wavemamba.training.progress import ProgressBar
 from wavemamba.training.run_parts import Batch
 from wavemamba.training.sample_grids import SampleGrids
 from wavemamba.training.trackers import Trackers
@@ -48,7 +48,7 @@ class Trainer(TrainingLoop):
             autoencoder=config.autoencoder,
             trackers=trackers,
         )
-        progress = () if config.quiet else (Progress(),)
+        progress = () if config.quiet else (ProgressBar(),)
         super().__init__(config, [*callbacks, *progress, grids, trackers])
         self.data = data
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wavemamba.diffusion.report import Callback, Progress
+from wavemamba.diffusion.report import OnStep, Progress
 from wavemamba.errors import ConfigError, ShapeError, SolverError
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
@@ -77,7 +77,7 @@ class Problem:
     overshoot: bool
     norm: Callable[[Tensor], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    callback: Callback | None = None
+    callback: OnStep | None = None
 
     @property
     def times(self) -> list[float]:

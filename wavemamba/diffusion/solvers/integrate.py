@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wavemamba.checks import expect_count, expect_number
 from wavemamba.diffusion.objective import expect_batch
-from wavemamba.diffusion.report import Callback, SampleInfo
+from wavemamba.diffusion.report import OnStep, SampleInfo
 from wavemamba.diffusion.solvers.base import Dynamics, Evaluations, OdeSolver, Problem, expect_finite
 from wavemamba.diffusion.solvers.registry import ODE_SOLVERS, get_solver
 from wavemamba.errors import ConfigError
@@ -36,7 +36,7 @@ def integrate(
     max_evaluations: int = MAX_EVALUATIONS,
     norm: Callable[[Tensor], Tensor] | None = None,
     options: dict[str, Any] | None = None,
-    callback: Callback | None = None,
+    callback: OnStep | None = None,
 ) -> tuple[Tensor, SampleInfo]:
     """Integrate from `start` to `end`.
 

@@ -16,7 +16,7 @@ from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.model import DiMSUM
 from wavemamba.models.dimsum.released_names import is_released
 from wavemamba.models.loading import model_from
-from wavemamba.models.weights import Weights, is_state, read_weights, sizes_of
+from wavemamba.models.weights import WeightsPart, is_state, read_weights, sizes_of
 from wavemamba.names import check_names
 
 _REQUIRED = ("img_resolution", "patch_size", "hidden_size", "depth", "num_classes")
@@ -55,7 +55,7 @@ def from_released(
 
 
 def load_released(
-    path: str | os.PathLike[str], weights: Weights = "ema", *, dtype: torch.dtype | None = None
+    path: str | os.PathLike[str], weights: WeightsPart = "ema", *, dtype: torch.dtype | None = None
 ) -> DiMSUM:
     """Read a released checkpoint: `.pt` (`epoch, model, ema, opt, args`), `.bin` or `.safetensors`.
 

@@ -15,7 +15,7 @@ from wavemamba.models.dit.config import DiTConfig
 from wavemamba.models.dit.model import DiT
 from wavemamba.models.dit.released_names import NAMES
 from wavemamba.models.loading import model_from
-from wavemamba.models.weights import Weights, is_state, read_weights, sizes_of
+from wavemamba.models.weights import WeightsPart, is_state, read_weights, sizes_of
 from wavemamba.names import check_names, choose
 
 _KEYWORDS = (
@@ -59,7 +59,7 @@ def from_released(
     return model_from(lambda: DiT(DiTConfig(**options, clock=clock, variance=variance)), state_dict, copy=True)
 
 
-def load_released(path: str | os.PathLike[str], weights: Weights = "ema", *, release: str = "dit") -> DiT:
+def load_released(path: str | os.PathLike[str], weights: WeightsPart = "ema", *, release: str = "dit") -> DiT:
     """Read a released `.pt` file; nothing in it is run. See `from_released`."""
     return from_released(read_weights(path, weights), release=release)
 

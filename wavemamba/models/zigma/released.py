@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wavemamba.errors import CheckpointError, ConfigError
 from wavemamba.models.loading import model_from
-from wavemamba.models.weights import Weights, is_state, read_weights
+from wavemamba.models.weights import WeightsPart, is_state, read_weights
 from wavemamba.models.zigma.config import ZigMaConfig
 from wavemamba.models.zigma.model import ZigMa
 from wavemamba.models.zigma.released_names import names_for
@@ -52,7 +52,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     return model_from(lambda: ZigMa(options), state_dict, copy=True)
 
 
-def load_released(path: str | os.PathLike[str], config: Mapping[str, Any], weights: Weights = "ema") -> ZigMa:
+def load_released(path: str | os.PathLike[str], config: Mapping[str, Any], weights: WeightsPart = "ema") -> ZigMa:
     """Read a released `.pt` file; nothing in it is run. See `from_released`."""
     return from_released(read_weights(path, weights), config)
 
