@@ -16,6 +16,7 @@ from wavemamba import (
     WaveletMambaBlock,
     scan_order,
 )
+from wavemamba.blocks import ZigMaBlock
 from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
@@ -42,7 +43,11 @@ BLOCKS = {
     "dimsum, swapped keys": lambda cond: DiMSUMBlock(
         DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
     ),
+    "zigma": lambda cond: ZigMaBlock(DIM, cond, scan="snake"),
 }
+ALWAYS_CONDITIONED = ("zigma",)
+CASES = [(name, cond) for name in BLOCKS for cond in (None, COND) if cond or name not in ALWAYS_CONDITIONED]
+"""Every block, with a condition and without where it can do without."""
 
 
 def build(name: str, cond_dim: int | None) -> nn.Module:

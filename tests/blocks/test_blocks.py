@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from block_zoo import BLOCKS, COND, DIM, build, condition, run
+from block_zoo import BLOCKS, CASES, COND, DIM, build, condition, run
 from support import relative_error
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
@@ -27,8 +27,7 @@ from wavemamba.ops.haar import LAYOUTS
 GRIDS = [(1, 1), (1, 5), (3, 7), (4, 4), (6, 10), (8, 8)]
 
 
-@pytest.mark.parametrize("cond_dim", [None, COND])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(("name", "cond_dim"), CASES)
 def test_any_grid_forward_and_backward(name, cond_dim):
     block = build(name, cond_dim)
     for grid in GRIDS:
