@@ -217,6 +217,7 @@ MISUSES = {
     "a number as shape": lambda: sample_noise(3),
     "integer noise": lambda: sample_noise((2, 3), dtype=torch.int64),
     "one seed": lambda: sample_noise((2, 3), seeds=3),
+    "samples of nothing": lambda: log_likelihood(half, torch.ones(2, 0), LINEAR),
     "a seed of 70 bits": lambda: sample_noise((2, 3), generator=2**70),
     "values of torchdiffeq's options": lambda: sample_ode(half, X, LINEAR, options={"first_step": "a"}),
     "values of SciPy's options": lambda: sample_ode(half, X, LINEAR, solver="scipy_solver", options={"max_step": -1.0}),

@@ -258,3 +258,15 @@ def test_a_model_is_sampled_in_evaluation_mode_and_left_as_it_was(sampler, wrap)
     with pytest.raises(ConfigError):
         sample_ode(model, x, LINEAR, steps=0)
     assert model.training
+
+
+def test_an_object_that_says_it_holds_itself_is_sampled():
+    class Endless:
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, x, t):
+            return 0 * x
+
+    x = torch.ones(2, 3)
+    assert torch.equal(sample_ode(Endless(), x, LINEAR, solver="euler", steps=2), x)

@@ -21,6 +21,8 @@ as `y=`, and further conditions by their names, where there are any."""
 Conditions = Mapping[str, Any]
 """What a model takes beside `x`, `t` and `y`, by name."""
 
+_DEEPEST = 64  # layers around a model; an object may say that it holds itself
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -61,9 +63,8 @@ def evaluating(model: object) -> Iterator[None]:
 
     Sampling in training mode would drop labels and paths. A module is found as in `find_attribute`.
     """
-    while not isinstance(model, nn.Module) and model is not None:
-        model = _called_by(model)
-    training = [] if model is None else [module for module in model.modules() if module.training]
+    outermost = next((layer for layer in _layers(model) if isinstance(layer, nn.Module)), None)
+    training = [] if outermost is None else [module for module in outermost.modules() if module.training]
     for module in training:
         module.training = False
     try:
@@ -143,18 +144,25 @@ def find_attribute(model: object, name: str) -> Any:
 
     Of wrapping modules (DDP, compiled ones, a user's own) the outermost that has the attribute decides.
     """
-    while not hasattr(model, name):
-        if isinstance(model, nn.Module):
-            return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)
-        model = _called_by(model)
+    for layer in _layers(model):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+        if isinstance(layer, nn.Module):
+            return next((getattr(module, name) for module in layer.modules() if hasattr(module, name)), None)
+    return None
+
+
+def _layers(model: object) -> Iterator[object]:
+    """A model and what it calls, from the outside in, down to the first module."""
+    for _ in range(_DEEPEST):
         if model is None:
-            return None
-    return getattr(model, name)
-
-
-def _called_by(model: object) -> object | None:
-    if isinstance(model, functools.partial):
-        return model.func
-    if inspect.ismethod(model):
-        return model.__self__
-    return getattr(model, "__wrapped__", None) or getattr(model, "model", None)
+            return
+        yield model
+        if isinstance(model, nn.Module):
+            return
+        if isinstance(model, functools.partial):
+            model = model.func
+        elif inspect.ismethod(model):
+            model = model.__self__
+        else:
+            model = getattr(model, "__wrapped__", None) or getattr(model, "model", None)

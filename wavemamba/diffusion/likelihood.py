@@ -23,7 +23,7 @@ from wavemamba.diffusion.report import OnStep, Progress, SampleInfo
 from wavemamba.diffusion.solvers.base import OdeSolver
 from wavemamba.diffusion.solvers.integrate import MAX_EVALUATIONS, integrate
 from wavemamba.dtypes import accumulation_dtype
-from wavemamba.errors import ConfigError
+from wavemamba.errors import ConfigError, ShapeError
 
 
 class LogLikelihood(NamedTuple):
@@ -103,7 +103,7 @@ def log_likelihood(
 
     Raises:
         ConfigError: an unknown name or a bad number.
-        ShapeError: the model's output or the generators do not fit.
+        ShapeError: the model's output or the generators do not fit, or a sample has no element.
         SolverError: an adaptive solver cannot go on, or a number is not finite.
     """
     probe_count = expect_count("probes", probes, 1)
@@ -113,6 +113,8 @@ def log_likelihood(
     start, end = expect_objective(objective).sample_interval
     shape = x1.shape
     dims = math.prod(shape[1:])
+    if dims == 0:
+        raise ShapeError(f"x1: expected samples of one element or more, got {tuple(shape)}")
     dtype = accumulation_dtype(x1.dtype)
     streams = Streams(generator, len(x1), "probes")
     directions = [streams.signs(shape[1:], device=x1.device, dtype=dtype) for _ in range(probe_count)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ def _odeint(name: str, problem: Problem, options: dict[str, Any], total: int | N
             warnings.filterwarnings("ignore", message=".*Unexpected arguments.*norm")
             states = odeint(traced, x, ends, method=name, atol=problem.atol, rtol=problem.rtol, options=options)
     except (TypeError, ValueError) as error:
-        raise _bad_options(name, options, error, problem) from error
+        raise _bad_options(name, error, problem) from error
     except AssertionError as error:
         if error is problem.slope.failure:
             raise
@@ -145,7 +144,7 @@ class ScipySolver(OdeSolver):
             try:
                 result = solve_ivp(slope, interval, _flat(x), method=method, **tolerances, **options)
             except (TypeError, ValueError) as error:
-                raise _bad_options(self.name, options, error, problem) from error
+                raise _bad_options(self.name, error, problem) from error
         if not result.success:
             raise SolverError(f"{self.name}: cannot go on ({result.message}); {REMEDY}")
         end = torch.from_numpy(result.y[:, -1].reshape(x.shape).copy()).to(x)
@@ -153,11 +152,11 @@ class ScipySolver(OdeSolver):
         return Solution(end, None)
 
 
-def _bad_options(name: str, options: Mapping[str, Any], error: Exception, problem: Problem) -> Exception:
+def _bad_options(name: str, error: Exception, problem: Problem) -> Exception:
     """The error that says that options were refused, unless it is the field's own."""
-    if error is problem.slope.failure or not options:
+    if error is problem.slope.failure or not problem.options:
         return error
-    return ConfigError(f"options: expected values that {name} takes, got {dict(options)!r} ({error})")
+    return ConfigError(f"options: expected values that {name} takes, got {problem.options!r} ({error})")
 
 
 def _flat(x: Tensor) -> NDArray[np.float64]:
