@@ -138,7 +138,7 @@ def test_data_that_changed_are_named_and_refused_unless_accepted(config):
             self.images[5, 0, 3, 3] += 0.5
 
     Trainer(config()).train()
-    with pytest.raises(ConfigError, match=r"fingerprint was .*, now "):
+    with pytest.raises(ConfigError, match=r"fingerprint of the data was .*, now "):
         Trainer(config(steps=6), data=Repainted()).train()
     assert Trainer(config(steps=6, accept_changes=True), data=Repainted()).train() == "finished"
 
@@ -358,6 +358,9 @@ def test_a_run_that_is_done_exports_what_a_kill_kept_back(config):
 
 
 def test_what_would_be_ignored_or_fail_late_is_named_at_once(config, monkeypatch):
+    for name in ("x" * 300, "nul\0"):
+        with pytest.raises(CheckpointError, match="expected a path"):
+            Trainer(dataclasses.replace(config(), out=name))
     with pytest.raises(ConfigError, match="eval_every: expected 0 without held-out data"):
         Trainer(config(eval_every=2)).train()
     with pytest.raises(ConfigError, match=r"callbacks: .* lacks on_start, .*inherit from"):

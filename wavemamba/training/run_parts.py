@@ -17,6 +17,7 @@ from wavemamba.data import Source, hold_out, slices_of_batch
 from wavemamba.diffusion import Objective
 from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor
+from wavemamba.models.hub import path_of
 from wavemamba.seeds import generator_for
 from wavemamba.training.averages import Averages
 from wavemamba.training.callbacks import EVENTS, Callback
@@ -56,7 +57,7 @@ class RunParts(ABC):
 
     def __init__(self, config: TrainConfig, callbacks: Sequence[Callback]) -> None:
         self.config = config
-        self.out = Path(config.out)
+        self.out = path_of(config.out)
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
             lacking = [event for event in EVENTS if not callable(getattr(callback, event, None))]
@@ -129,7 +130,7 @@ class RunParts(ABC):
     def settings(self) -> dict[str, Any]:
         """What makes this run another run when it changes."""
         own: dict[str, Any] = {"examples": self.examples, "classes": list(self.source.classes)}
-        own["fingerprint"] = self._fingerprint
+        own["fingerprint of the data"] = self._fingerprint
         if self.config.schedule != "constant":
             own["steps"] = self.total_steps
         return {**self.config.settings(), **own}
