@@ -234,6 +234,17 @@ def test_workers_leave_signals_to_the_parent():
     assert all(v == 1 for x, _ in seen(Handlers(12), 0, 1, workers=1) for v in x)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_reads_as_the_loaders_own(workers):
+    class Damaged(Counting):
+        def example(self, index, generator=None):
+            raise DataError("a.png: expected a readable image, got DataError: none")
+
+    with pytest.raises(DataError) as raised:
+        seen(Damaged(12), 0, 1, workers=workers)
+    assert str(raised.value) == "a.png: expected a readable image, got DataError: none"
+
+
 def test_reading_ahead_keeps_order_stops_when_unwanted_and_hands_errors_on():
     import threading
 

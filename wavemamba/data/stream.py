@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from wavemamba.data.ahead import read_ahead
 from wavemamba.data.base import ExampleSource, Source, StreamedSource
 from wavemamba.data.lanes import Lanes
-from wavemamba.errors import ConfigError, DataError
+from wavemamba.errors import ConfigError, DataError, WavemambaError
 from wavemamba.seeds import derive_seed, generator_for
 
 
@@ -199,8 +199,15 @@ class Batches:
         with torch.device("cpu"):
             batches = iter(self._loader)
         while True:
-            with torch.device("cpu"):
-                batch = next(batches, None)
+            try:
+                with torch.device("cpu"):
+                    batch = next(batches, None)
+            except WavemambaError as error:
+                if not self._loader.num_workers:
+                    raise
+                # A worker's error comes with its whole traceback as the message; the cause keeps that.
+                last_line = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+                raise type(error)(str(error).rpartition(last_line)[2].strip()) from error
             if batch is None:
                 return
             yield batch
