@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wavemamba import ScanOrder, ShapeError, scan_order
 from wavemamba.scans import expect_permutation, invert_permutation, reverse_permutation
+from wavemamba.scans.permutation import trust
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
@@ -51,6 +52,26 @@ def test_the_verdict_on_a_scan_order_ends_when_somebody_writes_to_it():
             expect_permutation(made, 6)
     assert torch.equal(order.permutation(2, 3), torch.arange(6).flip(0))  # the cache is not spoilt
     assert torch.equal(order.inverse(2, 3), torch.arange(6).flip(0))
+
+
+def test_what_is_written_past_the_count_of_versions_is_seen():
+    order = ScanOrder("shared with numpy", lambda H, W: list(range(H * W)))
+    for write in (lambda made: made.numpy().__setitem__(0, 10**9), lambda made: made.data.fill_(1)):
+        made = order.permutation(2, 3).clone()
+        assert expect_permutation(made, 6) is made
+        trust(made)
+        write(made)
+        with pytest.raises(ShapeError, match="order: expected"):
+            expect_permutation(made, 6)
+
+
+def test_one_order_an_entry_of_vmap_is_refused():
+    orders = torch.stack([torch.randperm(6), torch.randperm(6)])
+    with pytest.raises(ShapeError, match="one order for all entries of vmap"):
+        torch.vmap(lambda order: expect_permutation(order, 6))(orders)
+    for order in (orders[0], scan_order("snake").permutation(2, 3)):
+        visited = torch.vmap(lambda x, order=order: x[expect_permutation(order, 6)])(torch.arange(12).reshape(2, 6))
+        assert torch.equal(visited[0], order)
 
 
 def test_inverse_and_reverse_are_permutations_in_inference_mode_too():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -16,9 +18,9 @@ _REMEDY = "pass a permutation of 0 .. L - 1, such as ScanOrder.permutation(H, W)
 def expect_permutation(order: Any, length: int) -> Tensor:
     """Return `order` as an int64 permutation of `0 .. length - 1`, or raise.
 
-    The values are read, on a GPU with a wait for it, unless `order` comes from a `ScanOrder` and was not written to
-    since. Where values cannot be read (`torch.compile`, `torch.export`, fake and meta tensors, the capture of a CUDA
-    graph), dtype and shape alone are checked.
+    The values are read, on a GPU with a wait for it, where they do not come from a `ScanOrder` or were written to
+    since; on the CPU always. Where values cannot be read (`torch.compile`, `torch.export`, fake and meta tensors, the
+    capture of a CUDA graph), dtype and shape alone are checked.
 
     Args:
         order: (L,) int64 or int32, the token that each step visits.
@@ -28,7 +30,8 @@ def expect_permutation(order: Any, length: int) -> Tensor:
         (L,) int64: `order` itself, where it is one.
 
     Raises:
-        ShapeError: `order` is no tensor, or has another dtype or shape, or repeats, skips or exceeds the tokens.
+        ShapeError: `order` is no tensor, or has another dtype or shape, or repeats, skips or exceeds the tokens, or
+            `torch.vmap` gives each entry another one.
     """
     if not isinstance(order, Tensor):
         raise ShapeError(
@@ -38,7 +41,11 @@ def expect_permutation(order: Any, length: int) -> Tensor:
         raise ShapeError(f"order: expected int64 or int32, got {order.dtype}; {_REMEDY}")
     if order.dim() != 1 or order.shape[0] != length:
         raise ShapeError(f"order: expected shape ({length},), a step a token, got {tuple(order.shape)}; {_REMEDY}")
-    if not (torch.compiler.is_compiling() or _is_trusted(order) or _is_unreadable(order)):
+    if torch.compiler.is_compiling() or _is_unreadable(order):
+        return order.long()
+    if torch._C._functorch.is_batchedtensor(order):
+        raise ShapeError("order: expected one order for all entries of vmap, got one an entry; call it once an order")
+    if not _is_trusted(order):
         fault = _fault(order)
         if fault:
             raise ShapeError(f"order: expected every token 0 to {length - 1} once, got {fault}; {_REMEDY}")
@@ -69,14 +76,25 @@ def trust(order: Tensor) -> None:
 
 
 def _as_trusted_as(order: Tensor, made_of_it: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and _is_trusted(order) and not made_of_it.is_inference():
+    if not torch.compiler.is_compiling() and _is_unwritten(order) and not made_of_it.is_inference():
         trust(made_of_it)
     return made_of_it
 
 
-def _is_trusted(order: Tensor) -> bool:
+def _is_unwritten(order: Tensor) -> bool:
     version = getattr(order, "_wavemamba_permutation", None)
     return version is not None and version == order._version
+
+
+def _is_trusted(order: Tensor) -> bool:
+    # What `order.numpy()` shares is written to without a new version, and a kernel would then write anywhere.
+    return _is_unwritten(order) and not _is_array(order)
+
+
+def _is_array(order: Tensor) -> bool:
+    """Whether NumPy reads the values: neither a trace nor a transform of `torch.func` lets it."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return order.is_cpu and type(order) is Tensor and not transformed and torch._C._get_tracing_state() is None
 
 
 def _is_unreadable(order: Tensor) -> bool:
@@ -88,6 +106,8 @@ def _is_unreadable(order: Tensor) -> bool:
 def _fault(order: Tensor) -> str:
     """What keeps a tensor from being a permutation; empty where nothing does."""
     length = order.shape[0]
+    if _is_array(order) and _is_permutation(order.detach().resolve_neg().numpy()):
+        return ""
     order = order.detach().long()
     inside = (order >= 0) & (order < length)
     visits = torch.zeros(length, dtype=torch.bool, device=order.device)
@@ -97,3 +117,13 @@ def _fault(order: Tensor) -> str:
     if not bool(inside.all()):
         return f"{int(order[~inside][0])}"
     return f"no step at token {int((~visits).nonzero()[0, 0])} and a token visited twice"
+
+
+def _is_permutation(order: NDArray[Any]) -> bool:
+    """The same in a few microseconds, for an array."""
+    length = len(order)
+    if length == 0 or order.min() < 0 or order.max() >= length:
+        return length == 0
+    visits = np.zeros(length, dtype=bool)
+    visits[order] = True
+    return bool(visits.all())
