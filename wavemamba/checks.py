@@ -12,8 +12,14 @@ from torch import Tensor
 from wavemamba.errors import ConfigError, ShapeError
 
 
+def expect_tensor(name: str, value: object) -> None:
+    """Raise `ShapeError` unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise ShapeError(f"{name}: expected a tensor, got {type(value).__name__}; convert it with torch.as_tensor")
+
+
 def expect_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str, remedy: str = "") -> None:
-    """Raise `ShapeError` unless `tensor` has the expected sizes; `None` stands for any size.
+    """Raise `ShapeError` unless `tensor` is one of the expected sizes; `None` stands for any size.
 
     Args:
         name: the argument's name.
@@ -22,6 +28,7 @@ def expect_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], me
         meaning: the expected shape in words, for example "(B, L, E)".
         remedy: what the caller can do about it.
     """
+    expect_tensor(name, tensor)
     shape = tensor.shape
     if shape == expected:
         return
@@ -32,8 +39,9 @@ def expect_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], me
 
 
 def expect_floating(name: str, tensor: Tensor) -> None:
-    """Raise `ShapeError` unless the tensor is real and floating."""
-    if not tensor.dtype.is_floating_point:
+    """Raise `ShapeError` unless `tensor` is one of a real floating dtype that PyTorch computes in."""
+    expect_tensor(name, tensor)
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         raise ShapeError(f"{name}: expected a floating dtype, got {tensor.dtype}; convert it with .float()")
 
 

@@ -120,6 +120,22 @@ def test_what_was_not_asked_for_is_refused(options, message, tmp_path):
         load_into(create_model("dimsum_tiny", **BASE), tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"dim": 64}, {"num_classes": 7}),
+        ({"dim": 64}, {"num_classes": 0}),
+        ({"dim": 64}, {"img_size": 16}),
+        ({"dim": 64}, {"in_chans": 1}),
+        ({"patch_size": 1, "in_chans": 3}, {"in_chans": 5}),
+    ],
+)
+def test_another_width_beside_what_was_asked_for_is_refused(options, asked, tmp_path):
+    torch.save(filled(**options).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="wrong shape"):
+        create_model("dimsum_tiny", checkpoint_path=tmp_path / "model.pt", **BASE | asked)
+
+
 @pytest.mark.parametrize("options", [{"layout": "mosaic"}, {"scan_path": "jpeg"}, {"snake": True}])
 def test_weights_that_mean_something_else_are_refused(options, tmp_path):
     filled(**options).save_pretrained(tmp_path)

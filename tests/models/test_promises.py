@@ -9,7 +9,7 @@ from support import relative_error
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-from wavemamba import create_model, list_models, models
+from wavemamba import ConfigError, create_model, list_models, models
 from wavemamba.models import load_pretrained
 
 CASES = {
@@ -69,6 +69,25 @@ def test_every_parameter_receives_a_gradient(case):
     unused = {"head.bias"} if model.out_chans != model.config.head_parts * model.in_chans else set()
     missing = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
     assert missing <= unused
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_empty_batch_gives_an_empty_result(case):
+    model = build(case)
+    x, t, y = (value[:0].requires_grad_(value.is_floating_point()) for value in inputs(model))
+    out = model(x, t, y)
+    assert out.shape == (0, model.out_chans, 8, 8)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_that_cannot_be_called_as_such_are_named(case):
+    name, options = CASES[case]
+    for make in (lambda config, spec: torch.nn.Identity(), lambda config, spec: torch.nn.Linear):
+        with pytest.raises(ConfigError, match=r"block: expected a module called as block\(x, cond"):
+            create_model(name, **{"img_size": 8, "depth": 1, "dim": 32, **options, "make_block": make})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -60,7 +60,7 @@ def test_an_outdated_triton_is_named(monkeypatch):
 
 
 def test_misspelt_backend_raises(monkeypatch):
-    with pytest.raises(BackendUnavailable, match=r"backend: expected .*'tritn'"):
+    with pytest.raises(BackendUnavailable, match=r"backend: expected .*'tritn'; did you mean 'triton'"):
         scan(backend="tritn")
     with pytest.raises(BackendUnavailable, match="use_backend"), ops.use_backend("tritn"):
         pass

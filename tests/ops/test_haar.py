@@ -92,7 +92,7 @@ def test_agrees_with_pytorch_wavelets():
     [
         (lambda: haar_analysis(torch.randn(1, 6, 8, 1), 2), ShapeError, "divisible by 4"),
         (lambda: haar_analysis(torch.randn(6, 8, 1), 1), ShapeError, r"\(B, H, W, C\)"),
-        (lambda: to_haar_map(torch.randn(1, 4, 4, 1), 1, "tiles"), ConfigError, "mosaic"),
+        (lambda: to_haar_map(torch.randn(1, 4, 4, 1), 1, "mosiac"), ConfigError, "did you mean 'mosaic'"),
         (lambda: to_haar_map(torch.randn(1, 4, 4, 1), -1, "mosaic"), ConfigError, "levels"),
         (lambda: haar_synthesis(torch.randn(1, 4, 4, 5, 1), 1), ShapeError, "bands"),
     ],

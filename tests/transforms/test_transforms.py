@@ -201,6 +201,12 @@ def test_an_exported_graph_takes_any_grid(name):
         (lambda t: t.to_map(torch.ones(1, 4, 4, 2, dtype=torch.bool), "mosaic"), "floating"),
         (lambda t: t.from_map(torch.ones(1, 4, 4, 2, dtype=torch.uint8), "mosaic"), "floating"),
         (lambda t: t.analysis(torch.ones(1, 4, 4, 2, dtype=torch.complex64)), "floating"),
+        (lambda t: t.analysis(torch.ones(1, 4, 4, 2).to(torch.float8_e4m3fn)), "float8_e4m3fn"),
+        (lambda t: t.synthesis(torch.ones(1, 4, 4, 4, 2).to(torch.float8_e5m2)), "float8_e5m2"),
+        (lambda t: t.to_map(torch.ones(1, 0, 4, 2), "mosaic"), "divisible by 2"),
+        (lambda t: t.synthesis(torch.ones(1, 0, 4, 4, 2)), "h, w >= 1"),
+        (lambda t: t.analysis([1.0]), "x: expected a tensor, got list"),
+        (lambda t: t.synthesis([1.0]), "bands: expected a tensor, got list"),
     ],
 )
 def test_a_wrong_map_is_named_by_every_transform(name, call, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +10,8 @@ from wavemamba.blocks.map_block import MapBlock
 from wavemamba.blocks.spatial import expect_scan
 from wavemamba.errors import ConfigError
 from wavemamba.layers.norm import Norm
-from wavemamba.names import choose
-from wavemamba.ops.haar import LAYOUTS, Layout
+from wavemamba.ops.haar import Layout
+from wavemamba.ops.haar.layout import choose_layout
 from wavemamba.scans import ScanOrder, scan_order
 from wavemamba.transforms import FrequencyTransform, frequency_transform
 
@@ -70,7 +68,7 @@ class WaveletMambaBlock(MapBlock):
         channels_first: bool = False,
     ) -> None:
         super().__init__(dim, cond_dim, channels_first=channels_first)
-        self.layout = cast(Layout, choose("layout", layout, LAYOUTS))
+        self.layout = choose_layout(layout)
         self.transform = frequency_transform(transform, levels) if isinstance(transform, str) else transform
         if not isinstance(self.transform, FrequencyTransform):
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_shape
+from wavemamba.checks import expect_floating, expect_shape, expect_tensor
 from wavemamba.errors import ShapeError
 from wavemamba.models.config import PatchConfig
 
@@ -30,15 +30,13 @@ def check_image_and_time(config: PatchConfig, x: Tensor, t: Tensor) -> None:
     Raises:
         ShapeError: a rank, size, dtype or value does not fit.
     """
-    _expect_tensor("x", x)
-    _expect_tensor("t", t)
     patch, channels = config.patch_size, config.in_chans
     expect_shape("x", x, (None, channels, None, None), "(B, in_chans, h, w)", "channels come second")
     expect_floating("x", x)
     batch, _, height, width = x.shape
-    if batch < 1 or height < 1 or width < 1 or height % patch or width % patch:
+    if height < 1 or width < 1 or height % patch or width % patch:
         raise ShapeError(
-            f"x: expected B >= 1 and sides that are multiples of the patch size {patch}, got {tuple(x.shape)}; "
+            f"x: expected sides that are multiples of the patch size {patch}, got {tuple(x.shape)}; "
             "crop or pad the image"
         )
     expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
@@ -58,7 +56,7 @@ def check_labels(config: PatchConfig, y: Tensor | None, batch: int) -> None:
     """
     if y is None:
         return
-    _expect_tensor("y", y)
+    expect_tensor("y", y)
     if config.num_classes == 0:
         raise ShapeError(
             f"y: expected None, as the model is unconditional (num_classes=0), got {tuple(y.shape)}; leave y out"
@@ -72,11 +70,6 @@ def check_labels(config: PatchConfig, y: Tensor | None, batch: int) -> None:
             f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "
             "build the model with as many classes as there are"
         )
-
-
-def _expect_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise ShapeError(f"{name}: expected a tensor, got {type(value).__name__}; convert it with torch.tensor")
 
 
 def _on_hand(tensor: Tensor) -> bool:

@@ -220,8 +220,8 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         if "in_chans" in changed and differs("patch_embed.proj.weight", 4):
             change("patch_embed.proj.weight", adapt_input(state["patch_embed.proj.weight"], self.in_chans))
         for name, rank in (("head.linear.weight", 2), ("head.linear.bias", 1)):
-            if {"in_chans", "out_chans"} & set(changed) and differs(name, rank):
-                maps = self.config.patch_size**2 * self.config.head_parts
+            maps = self.config.patch_size**2 * self.config.head_parts
+            if {"in_chans", "out_chans"} & set(changed) and differs(name, rank) and _is_multiple(state[name], maps):
                 change(name, adapt_output(state[name], maps, self.config.predicted_channels))
         return state, notes
 
@@ -229,12 +229,14 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         name, bias = "label_embed.table.weight", "time_embed.mlp.2.bias"
         old = state.get(name)
         if self.label_embed is None:
-            if old is not None and bias in state:  # what y=None adds to the time is added for ever
+            if (
+                old is not None and bias in state and old.shape[1:] == state[bias].shape
+            ):  # what y=None adds to the time is added for ever
                 del state[name]
                 change(bias, (state[bias] + old[-1], "label table: dropped, its last row added to the time's bias"))
             return
         fresh, classes = self.label_embed.table.weight, self.num_classes
-        if old is not None and (old.shape == fresh.shape or old.dim() != 2):
+        if old is not None and (old.shape == fresh.shape or old.dim() != 2 or old.shape[1] != fresh.shape[1]):
             return
         if old is not None and {old.shape[0], fresh.shape[0]} == {classes, classes + 1}:
             change(name, adapt_dropout(old, fresh, classes))
@@ -281,6 +283,10 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     def extra_repr(self) -> str:
         """The configuration, for `print(model)`."""
         return repr(self.config).partition("(")[2].removesuffix(")")
+
+
+def _is_multiple(tensor: Tensor, rows: int) -> bool:
+    return tensor.shape[0] >= rows and tensor.shape[0] % rows == 0
 
 
 def _forget(index: int, hidden: Tensor) -> None:

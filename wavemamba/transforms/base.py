@@ -8,9 +8,8 @@ from torch import Tensor
 
 from wavemamba.checks import expect_floating, expect_shape
 from wavemamba.errors import ShapeError
-from wavemamba.names import choose
-from wavemamba.ops.haar import LAYOUTS, Layout
-from wavemamba.ops.haar.layout import arrange_bands, collect_bands
+from wavemamba.ops.haar import Layout
+from wavemamba.ops.haar.layout import arrange_bands, choose_layout, collect_bands
 
 
 class FrequencyTransform(ABC):
@@ -73,6 +72,8 @@ class FrequencyTransform(ABC):
             "pass what analysis returned",
         )
         expect_floating("bands", bands)
+        if bands.shape[1] < 1 or bands.shape[2] < 1:
+            raise ShapeError(f"bands: expected h, w >= 1, got {tuple(bands.shape)}; leave out what is empty")
         x = self.merge(bands)
         batch, height, width, _, channels = bands.shape
         expected = (batch, height * side, width * side, channels)
@@ -99,14 +100,8 @@ class FrequencyTransform(ABC):
         expect_shape("x", x, (None, None, None, None), "(B, H, W, C)", "channels come last")
         expect_floating("x", x)
         batch, height, width, channels = x.shape
-        if height % self.side or width % self.side:
+        if height < 1 or width < 1 or height % self.side or width % self.side:
             raise ShapeError(
                 f"x: expected sides divisible by {self.side} for {self!r}, got {(height, width)}; pad the map"
             )
         return batch, height, width, channels
-
-
-def choose_layout(layout: str) -> Layout:
-    """The layout of this name, whatever its case."""
-    name = choose("layout", layout, LAYOUTS)
-    return next(known for known in LAYOUTS if known == name)

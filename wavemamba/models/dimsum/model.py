@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.layers import AdaLN, MambaMixer, make_norm
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dimsum import parts
 from wavemamba.models.dimsum.config import DiMSUMConfig
@@ -43,7 +44,8 @@ class DiMSUM(PatchDiffusionModel):
         with drawing_nothing():
             super().__init__(config, make_block=make_block)
             self.plan = layer_plan(config)
-            self.blocks = nn.ModuleList((make_block or parts.make_block)(config, spec) for spec in self.plan)
+            blocks = ((make_block or parts.make_block)(config, spec) for spec in self.plan)
+            self.blocks = nn.ModuleList(expect_part("block", block, ("x", "cond", "residual")) for block in blocks)
             first_places = {spec.attention: spec for spec in reversed(self.plan) if spec.attention is not None}
             self.attentions = nn.ModuleList(parts.make_attention(config, first_places[i]) for i in sorted(first_places))
             self.final_norm = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.blocks import SharedAttention
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dit.config import DiTConfig
 from wavemamba.models.dit.released_names import NAMES
@@ -38,7 +39,8 @@ class DiT(PatchDiffusionModel):
         with drawing_nothing():
             super().__init__(config, make_block=make_block)
             self.pos_embed.requires_grad_(config.learn_positions)
-            self.blocks = nn.ModuleList((make_block or transformer_block)(config, i) for i in range(config.depth))
+            blocks = ((make_block or transformer_block)(config, i) for i in range(config.depth))
+            self.blocks = nn.ModuleList(expect_part("block", block, ("x", "cond")) for block in blocks)
         self.reset_parameters()
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:

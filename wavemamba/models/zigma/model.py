@@ -15,6 +15,7 @@ from wavemamba.errors import ShapeError
 from wavemamba.layers import CrossAttention, DropPath, MambaMixer, make_norm
 from wavemamba.layers.embeddings import unpatchify
 from wavemamba.layers.norm import plain_layer_norm
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.description import Condition
 from wavemamba.models.patch_model import PatchDiffusionModel
@@ -58,7 +59,9 @@ class ZigMa(PatchDiffusionModel):
             super().__init__(config, make_block=make_block)
             self.pos_embed.requires_grad_(config.positions == "learnt")
             self.text_embed = None if config.context_dim is None else nn.Linear(config.context_dim, config.dim)
-            self.blocks = nn.ModuleList((make_block or zigzag_block)(config, i) for i in range(config.depth))
+            blocks = ((make_block or zigzag_block)(config, i) for i in range(config.depth))
+            called = ("x", "cond", "residual", "context")
+            self.blocks = nn.ModuleList(expect_part("block", block, called) for block in blocks)
             self.drop_path = DropPath(config.drop_path_rate)
             self.final_norm = make_norm("rms", config.dim)
             self.head = nn.Linear(config.dim, config.patch_size**2 * config.predicted_channels)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wavemamba.errors import BackendUnavailable
+from wavemamba.names import nearest
 
 NAMES = ("reference", "torch", "numba", "triton", "mamba_ssm")
 ENVIRONMENT_VARIABLE = "WAVEMAMBA_BACKEND"
@@ -141,7 +142,9 @@ def requested_backend(argument: str) -> str:
 
 def _check_name(name: str, source: str) -> None:
     if name != "auto" and name not in NAMES:
-        raise BackendUnavailable(f"{source}: expected 'auto' or one of {', '.join(NAMES)}, got {name!r}")
+        near = nearest(name, ("auto", *NAMES))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BackendUnavailable(f"{source}: expected 'auto' or one of {', '.join(NAMES)}, got {name!r}{hint}")
 
 
 def resolve(backends: Sequence[Backend], case: Case, argument: str = "auto") -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wavemamba.checks import expect_tensor
 from wavemamba.errors import ShapeError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,8 +25,7 @@ def expect_operands(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise ShapeError(f"{name}: expected a tensor, got {type(tensor).__name__}; convert it with torch.as_tensor")
+        expect_tensor(name, tensor)
         if tensor.dtype not in DTYPES:
             raise ShapeError(
                 f"{name}: expected float64, float32, bfloat16 or float16, a real floating dtype, got {tensor.dtype}; "

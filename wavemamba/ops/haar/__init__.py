@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
 from wavemamba.checks import expect_levels, expect_shape
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import ShapeError
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
 from wavemamba.ops.dispatch.operands import expect_operands
 from wavemamba.ops.haar import op, reference, torch
+from wavemamba.ops.haar.layout import LAYOUTS, Layout, choose_layout
 from wavemamba.ops.haar.op import HaarInputs
 
 __all__ = ["BACKENDS", "LAYOUTS", "Layout", "from_haar_map", "haar_analysis", "haar_synthesis", "to_haar_map"]
 
-Layout = Literal["channel", "interleaved", "mosaic"]
-LAYOUTS: tuple[Layout, ...] = ("channel", "interleaved", "mosaic")
 _DEEPEST = 3
 """Levels that the kernels have room for."""
 
@@ -66,7 +64,7 @@ def haar_analysis(x: Tensor, levels: int, *, backend: str = "auto") -> Tensor:
     Raises:
         ShapeError: a side is not divisible, or the rank is wrong.
     """
-    side = _check(x, levels, "interleaved")
+    side = _check(x, levels)
     y = _run(x, levels, "interleaved", 1.0, False, backend)
     return y.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3, 4)
 
@@ -118,25 +116,25 @@ def to_haar_map(x: Tensor, levels: int, layout: Layout, *, backend: str = "auto"
 
     Source: Phung et al., "DiMSUM", 2024, section 4.1 and figure 2.
     """
-    _check(x, levels, layout)
+    layout = choose_layout(layout)
+    _check(x, levels)
     return _run(x, levels, layout, 0.5**levels, False, backend)
 
 
 def from_haar_map(x: Tensor, levels: int, layout: Layout, *, backend: str = "auto") -> Tensor:
     """Exact inverse of `to_haar_map`: the same arguments, the same shapes, the same errors."""
-    _check(x, levels, layout)
+    layout = choose_layout(layout)
+    _check(x, levels)
     return _run(x, levels, layout, 2.0**levels, True, backend)
 
 
-def _check(x: Tensor, levels: int, layout: str) -> int:
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+def _check(x: Tensor, levels: int) -> int:
     expect_levels(levels)
     expect_operands(x=x)
     expect_shape("x", x, (None, None, None, None), "(B, H, W, C)", "channels come last")
     side = 2**levels
     height, width = x.shape[1:3]
-    if height % side or width % side:
+    if height < 1 or width < 1 or height % side or width % side:
         raise ShapeError(
             f"x: expected sides divisible by {side} for {levels} levels, got {(height, width)}; pad the map"
         )

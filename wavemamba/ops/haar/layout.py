@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from einops import rearrange
 from torch import Tensor
+
+from wavemamba.names import choose
+
+Layout = Literal["channel", "interleaved", "mosaic"]
+LAYOUTS: tuple[Layout, ...] = ("channel", "interleaved", "mosaic")
 
 _PATTERNS = {
     "mosaic": ("b h w (p1 p2) c", "b (p1 h) (p2 w) c"),
     "interleaved": ("b h w (p1 p2) c", "b (h p1) (w p2) c"),
 }
+
+
+def choose_layout(layout: str) -> Layout:
+    """The layout of this name, whatever its case."""
+    name = choose("layout", layout, LAYOUTS)
+    return next(known for known in LAYOUTS if known == name)
 
 
 def arrange_bands(bands: Tensor, side: int, layout: str) -> Tensor:

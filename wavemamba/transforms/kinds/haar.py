@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wavemamba.checks import expect_levels
 from wavemamba.ops.haar import Layout, from_haar_map, haar_analysis, haar_synthesis, to_haar_map
-from wavemamba.transforms.base import FrequencyTransform, choose_layout
+from wavemamba.transforms.base import FrequencyTransform
 from wavemamba.transforms.registry import MOST_LEVELS, register_transform
 
 
@@ -41,11 +41,11 @@ class HaarPacket(FrequencyTransform):
 
     def to_map(self, x: Tensor, layout: Layout) -> Tensor:
         """See `to_haar_map`."""
-        return to_haar_map(x, self.levels, choose_layout(layout))
+        return to_haar_map(x, self.levels, layout)
 
     def from_map(self, x: Tensor, layout: Layout) -> Tensor:
         """See `from_haar_map`."""
-        return from_haar_map(x, self.levels, choose_layout(layout))
+        return from_haar_map(x, self.levels, layout)
 
 
 register_transform("haar", HaarPacket)
