@@ -131,7 +131,8 @@ def on_reference_loops(model: nn.Module) -> Iterator[None]:
     """Run mamba-ssm's functions as plain loops, also where a project's module holds them by name."""
     from wavemamba.compat.mamba_ssm.ops import selective_scan_interface as interface
 
-    holders = {sys.modules[type(part).__module__] for part in model.modules()}
+    modules = (sys.modules.get(type(part).__module__) for part in model.modules())
+    holders = {module for module in modules if module is not None}
     fast = interface.selective_scan_fn
 
     def replace(old: Any, new: Any) -> None:
