@@ -164,9 +164,9 @@ def step(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[float, list[Tens
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest relative L2 error of tensors that are not all zero."""
-    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b.norm() > 1e-8 * max(t.norm() for t in expected)]
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    """Relative L2 error of all tensors taken as one vector: one of rounding alone counts as little."""
+    differences = torch.stack([(a - b).norm() for a, b in zip(found, expected, strict=True)])
+    return float(differences.norm() / torch.stack([b.norm() for b in expected]).norm())
 
 
 def measure(name: str, path: Path) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def measure(name: str, path: Path) -> dict[str, Any]:
             "seconds_on_loops": loops,
             "times_faster": loops / seconds,
             "output_error": relative_error(timed[0][1][:1], expected[:1]),
-            "gradient_error": relative_error(timed[0][1], expected),
+            "gradient_error": relative_error(timed[0][1][1:], expected[1:]),
         }
     finally:
         sys.path[:] = own
@@ -211,8 +211,8 @@ def main() -> None:
             continue
         try:
             rows[name] = measure(name, path)
-        except ModuleNotFoundError as error:
-            print(f"{name}: skipped, {error}")
+        except ImportError as error:
+            print(f"{name}: skipped, {str(error).splitlines()[0]}")
             continue
         row = rows[name]
         times = (
