@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavemamba
-import wavemamba.layers.mixers.mamba1 as mixer_module
+import wavemamba.layers.mixers.selective_ssm as scan_module
 from wavemamba.ops import warm_up
 from wavemamba.scans import invert_permutation
 
@@ -93,25 +93,26 @@ def loop_in_order(
     z: Tensor,
     *,
     order: Tensor | None,
-    **options: Any,
-) -> Tensor:
-    """mamba-ssm's plain loop in the place of `selective_scan`."""
+    delta_bias: Tensor,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """mamba-ssm's plain loop in the place of `selective_scan`, from a state of zero; the last state is not kept."""
     if order is not None:
         u, delta, B, C, z = (t.index_select(1, order) for t in (u, delta, B, C, z))
-    inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": options["delta_bias"]}
+    inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     y = loop(channels_first(inputs), unbind=True).mT
-    return y if order is None else y.index_select(1, invert_permutation(order))
+    return (y if order is None else y.index_select(1, invert_permutation(order))), None
 
 
 @contextlib.contextmanager
 def reference_loop() -> Iterator[None]:
     """Scan with the plain loop; the rest of the model keeps its kernels."""
-    own = mixer_module.selective_scan
-    mixer_module.selective_scan = loop_in_order
+    own = scan_module.selective_scan
+    scan_module.selective_scan = loop_in_order
     try:
         yield
     finally:
-        mixer_module.selective_scan = own
+        scan_module.selective_scan = own
 
 
 def main() -> None:
