@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
-from wavemamba.layers import LabelEmbed, PatchEmbed, TimeEmbed, modulate
+from wavemamba.layers import LabelEmbed, MambaMixer, PatchEmbed, TimeEmbed, modulate
 from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
 from wavemamba.layers.norm import plain_layer_norm
 from wavemamba.layers.weight_decay import undecayed_names
@@ -166,6 +166,16 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     def num_features(self) -> int:
         """Width C of a token."""
         return self.config.dim
+
+    def reset_linears_by_depth(self) -> None:
+        """Zero the biases of Linear layers; divide the mixers' output projections by the root of the depth."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, MambaMixer):
+                nn.init.kaiming_uniform_(module.out_proj.weight, a=5**0.5)
+                with torch.no_grad():
+                    module.out_proj.weight.div_(self.config.depth**0.5)
 
     def reset_embeddings(self) -> None:
         """Initialise what is around the blocks: sine-cosine positions, normal(0.02) conditions, an output of zero."""

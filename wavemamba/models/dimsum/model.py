@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
-from wavemamba.layers import AdaLN, MambaMixer, make_norm
+from wavemamba.layers import AdaLN, make_norm
 from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dimsum import parts
@@ -72,14 +71,7 @@ class DiMSUM(PatchDiffusionModel):
         super().reset_parameters()
         if self.pos_embed.is_meta:
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, MambaMixer):
-                nn.init.kaiming_uniform_(module.out_proj.weight, a=5**0.5)
-                with torch.no_grad():
-                    module.out_proj.weight.div_(self.config.depth**0.5)
+        self.reset_linears_by_depth()
         for block in self.blocks:
             if isinstance(modulation := getattr(block, "modulation", None), AdaLN):
                 modulation.zero_()

@@ -89,13 +89,7 @@ class ZigMa(PatchDiffusionModel):
         super().reset_parameters()
         if self.pos_embed.is_meta:
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, MambaMixer):
-                nn.init.kaiming_uniform_(module.out_proj.weight, a=5**0.5)
-                with torch.no_grad():
-                    module.out_proj.weight.div_(self.config.depth**0.5)
+        self.reset_linears_by_depth()
         for block in self.blocks:
             if isinstance(block, ZigMaBlock):
                 block.modulation.zero_()

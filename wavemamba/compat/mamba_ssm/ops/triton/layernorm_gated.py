@@ -80,7 +80,7 @@ def rms_norm_ref(
     norm_before_gate: bool = True,
     upcast: bool = True,
 ) -> Tensor:
-    """The definition of `rmsnorm_fn`, in float32; with `upcast=False` in the dtypes as they are."""
+    """The definition of `rmsnorm_fn`, in float32; with `upcast=False` `x` and `z` stay in their dtypes."""
     y, gate = (x.float(), None if z is None else z.float()) if upcast else (x, z)
     if gate is not None and not norm_before_gate:
         y = y * F.silu(gate)
