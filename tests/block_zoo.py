@@ -16,7 +16,7 @@ from wavemamba import (
     WaveletMambaBlock,
     scan_order,
 )
-from wavemamba.blocks import ZigMaBlock
+from wavemamba.blocks import DiffuSSMBlock, ZigMaBlock
 from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
@@ -44,6 +44,8 @@ BLOCKS = {
         DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
     ),
     "zigma": lambda cond: ZigMaBlock(DIM, cond, scan="snake"),
+    "diffussm": lambda cond: DiffuSSMBlock(DIM, cond),
+    "diffussm, quarters": lambda cond: DiffuSSMBlock(DIM, cond, shorten=4, scan="hilbert"),
 }
 ALWAYS_CONDITIONED = ("zigma",)
 CASES = [(name, cond) for name in BLOCKS for cond in (None, COND) if cond or name not in ALWAYS_CONDITIONED]

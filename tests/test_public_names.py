@@ -6,7 +6,7 @@ import wavemamba
 from wavemamba.models.registry import library_families
 
 
-@pytest.mark.parametrize("name", ["DiMSUM", "DiT", "ZigMa"])
+@pytest.mark.parametrize("name", ["DiMSUM", "DiT", "ZigMa", "DiffuSSM"])
 def test_a_family_is_reached_by_the_name_of_its_class(name):
     model = getattr(wavemamba.models, name)
     assert model is library_families()[name.casefold()].load()

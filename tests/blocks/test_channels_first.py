@@ -7,12 +7,14 @@ from support import relative_error
 from torch import nn
 
 from wavemamba import DiMSUMBlock, SharedAttention, SpatialFrequencyFusion, SpatialMambaBlock, WaveletMambaBlock
+from wavemamba.blocks import DiffuSSMBlock
 
 BLOCKS = {
     "spatial": SpatialMambaBlock,
     "wavelet": WaveletMambaBlock,
     "attention": SharedAttention,
     "dimsum": DiMSUMBlock,
+    "diffussm": DiffuSSMBlock,
     "fusion": lambda dim, cond_dim, **options: SpatialFrequencyFusion(dim, **options),
 }
 

@@ -20,8 +20,8 @@ from wavemamba import (
     frequency_transform,
     scan_order,
 )
-from wavemamba.blocks import ZigMaBlock
-from wavemamba.layers import CrossAttention
+from wavemamba.blocks import DiffuSSMBlock, ZigMaBlock
+from wavemamba.layers import CrossAttention, S4DMixer
 
 HALF = DIM // 2
 
@@ -83,6 +83,7 @@ def test_own_parts_run_and_learn():
         "mlp": DiMSUMBlock(DIM, COND, mlp=nn.Linear(DIM, DIM), norm=nn.LayerNorm),
         "norm": DiMSUMBlock(DIM, COND, norm=functools.partial(nn.RMSNorm, eps=1e-3)),
         "attention": SharedAttention(DIM, COND, attention=attention, mlp=nn.Identity()),
+        "mixers of both ways": DiffuSSMBlock(DIM, COND, mixer=MambaMixer(DIM), backward=S4DMixer(DIM)),
     }
     for name, block in blocks.items():
         for parameter in block.parameters():
@@ -185,6 +186,11 @@ def test_a_sequence_of_blocks_says_how_to_chain_them():
         (lambda: ZigMaBlock(DIM, COND, scan="snake", cross=nn.Identity()), r"cross: .*cross\(tokens, context\)"),
         (lambda: ZigMaBlock(DIM, COND, scan="snake", mixer=nn.Identity()), "mixer: expected"),
         (lambda: ZigMaBlock(DIM, None, scan="snake"), "cond_dim: expected an int"),
+        (lambda: DiffuSSMBlock(DIM, mixer=nn.Identity()), "mixer: expected"),
+        (lambda: DiffuSSMBlock(DIM, backward=nn.Identity()), "backward: expected"),
+        (lambda: DiffuSSMBlock(DIM, shorten=3), "shorten: expected a divisor of 2 \\* dim = 32, got 3"),
+        (lambda: DiffuSSMBlock(DIM, shorten=0), "shorten: expected an int >= 1"),
+        (lambda: DiffuSSMBlock(DIM, scan="snail"), "scan"),
     ],
 )
 def test_a_part_that_does_not_fit_is_named_when_the_block_is_built(call, message):
@@ -209,6 +215,8 @@ def test_a_part_that_does_not_fit_is_named_when_the_block_is_built(call, message
         (lambda: zigma(cross=CrossAttention(DIM, 2, 4))(x(), condition(COND)), "context: expected a tensor"),
         (lambda: zigma(cross=Loose(lambda t: t[:, :1]))(x(), condition(COND), None, x()), "cross's result"),
         (lambda: zigma(mixer=Loose(lambda t: t[:, :1]))(x(), condition(COND)), "mixer's result"),
+        (lambda: DiffuSSMBlock(DIM, mixer=Loose(lambda t: t[:, :1]))(x()), "mixer's result"),
+        (lambda: DiffuSSMBlock(DIM, backward=Loose(lambda t: t[:, :1]))(x()), "backward's result"),
         (lambda: SpatialMambaBlock(DIM)([1]), "x: expected a tensor, got list"),
         (lambda: SpatialMambaBlock(DIM, COND)(x(), [1.0]), "cond: expected a tensor"),
         (lambda: SpatialMambaBlock(DIM)(x(width=3)), "as wide as the block"),

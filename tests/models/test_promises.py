@@ -16,6 +16,8 @@ CASES = {
     "dimsum": ("dimsum_tiny", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
     "dit": ("dit_s2", {"num_heads": 2}),
     "sit": ("sit_s4", {"num_heads": 2}),
+    "diffussm": ("diffussm_s", {}),
+    "diffussm-quarters": ("diffussm_l", {"shorten": 4, "scan": "hilbert", "d_state": 8}),
     "zigma": ("zigma_s2", {"drop_path_rate": 0.0}),
     "zigma-text": ("zigma_b1", {"context_dim": 12, "num_classes": 0, "scan": "hilbert", "positions": "sincos"}),
     "zigma-both-ways": ("zigma_s1", {"bidirectional": True, "scan": "raster", "class_dropout": 0.1}),

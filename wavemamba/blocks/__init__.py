@@ -1,5 +1,6 @@
 """The public blocks."""
 
+from wavemamba.blocks.diffussm import DiffuSSMBlock
 from wavemamba.blocks.dimsum import DiMSUMBlock
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
 from wavemamba.blocks.map_block import MapBlock
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "Branch",
     "DiMSUMBlock",
+    "DiffuSSMBlock",
     "FeedForward",
     "Fusion",
     "MapBlock",

@@ -3,7 +3,7 @@
 from wavemamba.layers.attention import CrossAttention, SelfAttention, attend
 from wavemamba.layers.drop_path import DropPath
 from wavemamba.layers.embeddings import LabelEmbed, PatchEmbed, TimeEmbed
-from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer
+from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer, S4DMixer
 from wavemamba.layers.mixers.selective_ssm import SelectiveSSM
 from wavemamba.layers.mlp import GatedMlp, Mlp, make_mlp
 from wavemamba.layers.modulation import AdaLN, Modulation, gated_residual, modulate
@@ -24,6 +24,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "RMSNorm",
+    "S4DMixer",
     "SelectiveSSM",
     "SelfAttention",
     "TimeEmbed",

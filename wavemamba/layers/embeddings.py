@@ -13,20 +13,20 @@ from wavemamba.errors import ConfigError
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches as tokens: a `p x p` convolution of stride `p`.
+    """Non-overlapping patches as tokens: a `p x q` convolution of stride `(p, q)`.
 
     Args:
         in_chans: channels of the image.
         dim: width C of a token.
-        patch_size: side p of a patch, in pixels.
+        patch_size: (p, q), rows and columns of a patch, in pixels; an int for a square.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_chans, p H, p W) to (B, H, W, C)."""
+        """Map (B, in_chans, p H, q W) to (B, H, W, C)."""
         tokens: Tensor = self.proj(x)
         return tokens.permute(0, 2, 3, 1).contiguous()  # the blocks read channels last
 
@@ -38,9 +38,9 @@ class PatchEmbed(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
 
-def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
-    """Put patches back: (B, H, W, p * p * out) -> (B, out, p H, p W), the last axis ordered (row, column, channel)."""
-    patches = tokens.unflatten(-1, (patch_size, patch_size, -1))
+def unpatchify(tokens: Tensor, patch_shape: tuple[int, int]) -> Tensor:
+    """Put patches back: (B, H, W, p * q * out) -> (B, out, p H, q W), the last axis ordered (row, column, channel)."""
+    patches = tokens.unflatten(-1, (*patch_shape, -1))
     return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from wavemamba.models.diffussm import DiffuSSM as DiffuSSM
+    from wavemamba.models.diffussm import DiffuSSMConfig as DiffuSSMConfig
     from wavemamba.models.dit import DiT as DiT
     from wavemamba.models.dit import DiTConfig as DiTConfig
     from wavemamba.models.zigma import ZigMa as ZigMa

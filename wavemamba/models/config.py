@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,19 @@ class PatchConfig(DiffusionConfig):
         expect("depth", self.depth, lambda v: whole(v, 1, MOST_BLOCKS), f"an int from 1 to {MOST_BLOCKS}")
         expect("dim", self.dim, lambda v: v % 4 == 0, "a multiple of 4")
         fits = f"an int or a pair, multiples of patch_size = {self.patch_size}"
-        expect("img_size", self.img_size, lambda v: all(s % self.patch_size == 0 for s in v), fits)
+        if self.patch_shape != (self.patch_size, self.patch_size):
+            fits = f"(h, w), multiples of the {self.patch_shape} pixels of a token"
+        expect("img_size", self.img_size, lambda v: not any(map(operator.mod, v, self.patch_shape)), fits)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(rows, columns) of pixels in a token."""
+        return self.patch_size, self.patch_size
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether the positions are trained."""
+        return True
 
     @property
     def head_parts(self) -> int:
@@ -124,7 +137,7 @@ class PatchConfig(DiffusionConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """(H, W), the token grid of an image of `img_size`."""
-        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+        return self.img_size[0] // self.patch_shape[0], self.img_size[1] // self.patch_shape[1]
 
 
 def whole(value: object, least: int, most: int = MOST) -> bool:

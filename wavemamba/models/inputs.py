@@ -30,14 +30,14 @@ def check_image_and_time(config: PatchConfig, x: Tensor, t: Tensor) -> None:
     Raises:
         ShapeError: a rank, size, dtype or value does not fit.
     """
-    patch, channels = config.patch_size, config.in_chans
-    expect_shape("x", x, (None, channels, None, None), "(B, in_chans, h, w)", "channels come second")
+    rows, columns = config.patch_shape
+    expect_shape("x", x, (None, config.in_chans, None, None), "(B, in_chans, h, w)", "channels come second")
     expect_floating("x", x)
     batch, _, height, width = x.shape
-    if height < 1 or width < 1 or height % patch or width % patch:
+    if height < 1 or width < 1 or height % rows or width % columns:
+        patch = f"patch size {rows}" if rows == columns else f"{rows} x {columns} pixels of a token"
         raise ShapeError(
-            f"x: expected sides that are multiples of the patch size {patch}, got {tuple(x.shape)}; "
-            "crop or pad the image"
+            f"x: expected sides that are multiples of the {patch}, got {tuple(x.shape)}; crop or pad the image"
         )
     expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
     expect_floating("t", t)

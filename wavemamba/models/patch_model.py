@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from wavemamba.models.config import PatchConfig
 from wavemamba.models.features import chosen_blocks, in_format
 from wavemamba.models.inputs import check_image_and_time, check_labels
 from wavemamba.models.recompute import Recomputed
+from wavemamba.models.released_names import ReleasedNames
 
 
 class OutputLayer(nn.Module):
@@ -51,7 +52,7 @@ class OutputLayer(nn.Module):
 class PatchDiffusionModel(Recomputed, DiffusionModel):
     """Patches as tokens with learnt positions, a condition of time and label, blocks, and an output layer.
 
-    A family makes `self.blocks` and defines `run_blocks`.
+    A family makes `self.blocks`; where these are not called as `block(x, cond) -> x`, it defines `run_blocks`.
 
     Args:
         config: what the model is made of.
@@ -63,17 +64,33 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     first_conv: ClassVar[str | None] = "patch_embed.proj"
     classifier: ClassVar[str | None] = "label_embed.table"
     blocks: nn.ModuleList
+    released_names: ReleasedNames | None = None
+    """What the released code calls the parameters; None: there is none."""
 
     def __init__(self, config: PatchConfig, **parts: Callable[..., nn.Module] | None) -> None:
         super().__init__(config, **parts)
         dim = config.dim
-        self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, *config.grid_size, dim))
+        self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_shape)
+        self.pos_embed = nn.Parameter(torch.empty(1, *config.grid_size, dim), requires_grad=config.learns_positions)
         self.time_embed = TimeEmbed(dim)
         self.label_embed = LabelEmbed(config.num_classes, dim, config.class_dropout) if config.num_classes else None
-        self.head: nn.Module = OutputLayer(dim, config.patch_size**2 * config.head_parts * config.predicted_channels)
+        self.head: nn.Module = OutputLayer(dim, self.maps_of_a_token * config.predicted_channels)
 
-    @abstractmethod
+    @property
+    def maps_of_a_token(self) -> int:
+        """How many vectors of `predicted_channels` the output layer computes of a token."""
+        return math.prod(self.config.patch_shape) * self.config.head_parts
+
+    def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
+        """See `Model.import_state`; the released code's names are known."""
+        names = self.released_names
+        if names is None or not names.are_in(state):
+            return dict(state), str
+        renamed, called = names.rename(state, self.config.grid_size)
+        if not self.config.learns_positions:
+            renamed.setdefault("pos_embed", self.pos_embed.detach())  # computed, so that files may leave it out
+        return renamed, called
+
     def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
         """Run all blocks.
 
@@ -85,12 +102,16 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         Returns:
             (B, H, W, C), what the output layer reads.
         """
+        for index, block in enumerate(self.blocks):
+            hidden = self.run_block(block, hidden, cond)
+            keep(index, hidden)
+        return hidden
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, for velocity matching, the velocity at time `t`.
 
         Args:
-            x: (B, in_chans, h, w), sides multiples of the patch size.
+            x: (B, in_chans, h, w), sides multiples of the patch's, `config.patch_shape`.
             t: (B,), times in [0, 1]: 0 noise, 1 data.
             y: (B,) int64 class ids, up to and including the null class; None: the table's last row (the null class
                 where there is one), or an unconditional model.
@@ -132,7 +153,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     def forward_head(self, tokens: Tensor, cond: Any) -> Tensor:
         """Map tokens (B, H, W, C) and the condition (B, C) to the output (B, out_chans, h, w)."""
         patches: Tensor = self.head(tokens, cond)
-        return unpatchify(patches, self.config.patch_size)
+        return unpatchify(patches, self.config.patch_shape)
 
     def check_condition(self, y: Tensor | None, batch: int) -> None:
         """Check what `forward` is told beside image and time; here class ids (B,).
@@ -166,6 +187,14 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     def num_features(self) -> int:
         """Width C of a token."""
         return self.config.dim
+
+    def reset_linears_by_width(self) -> None:
+        """Xavier-uniform weights of Linear layers, and zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def reset_linears_by_depth(self) -> None:
         """Zero the biases of Linear layers; divide the mixers' output projections by the root of the depth."""
@@ -230,7 +259,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         if "in_chans" in changed and differs("patch_embed.proj.weight", 4):
             change("patch_embed.proj.weight", adapt_input(state["patch_embed.proj.weight"], self.in_chans))
         for name, rank in (("head.linear.weight", 2), ("head.linear.bias", 1)):
-            maps = self.config.patch_size**2 * self.config.head_parts
+            maps = self.maps_of_a_token
             if {"in_chans", "out_chans"} & set(changed) and differs(name, rank) and _is_multiple(state[name], maps):
                 change(name, adapt_output(state[name], maps, self.config.predicted_channels))
         return state, notes
@@ -283,7 +312,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         """Resample the positions to images of (h, w) = `img_size`, in pixels.
 
         Raises:
-            ConfigError: a side is no multiple of the patch size.
+            ConfigError: a side is no multiple of the patch's.
         """
         config = self.config.replace(img_size=img_size)
         position = resample_position(self.pos_embed.detach(), *config.grid_size)

@@ -34,9 +34,9 @@ class Mixer(Protocol):
         """
 
 
-def expect_mixer(mixer: object) -> nn.Module:
-    """Return `mixer`, or raise `ConfigError` unless it can be called as a `Mixer` is."""
-    return expect_part("mixer", mixer, ("tokens", "cond"), ("order",))
+def expect_mixer(mixer: object, name: str = "mixer") -> nn.Module:
+    """Return `mixer`, or raise `ConfigError`, which calls it by `name`, unless it can be called as a `Mixer` is."""
+    return expect_part(name, mixer, ("tokens", "cond"), ("order",))
 
 
 def resolve_order(

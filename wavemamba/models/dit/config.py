@@ -48,6 +48,11 @@ class DiTConfig(PatchConfig):
         expect("learn_positions", self.learn_positions, lambda v: isinstance(v, bool), "True or False")
 
     @property
+    def learns_positions(self) -> bool:
+        """Whether the positions are trained."""
+        return self.learn_positions
+
+    @property
     def output_channels(self) -> int:
         """Channels of what the model returns: the prediction, and its variance where that is returned."""
         return self.predicted_channels * (2 if self.variance == "returned" else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from wavemamba.blocks import SharedAttention
 from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.building import drawing_nothing
+from wavemamba.models.clocks import diffusion_step
 from wavemamba.models.dit.config import DiTConfig
 from wavemamba.models.dit.released_names import NAMES
 from wavemamba.models.patch_model import PatchDiffusionModel
-
-_LAST_STEP = 999
 
 
 class DiT(PatchDiffusionModel):
@@ -34,33 +33,21 @@ class DiT(PatchDiffusionModel):
     config_class = DiTConfig
     parts = ("make_block",)
     builds_on_meta = True
+    released_names = NAMES
 
     def __init__(self, config: DiTConfig, *, make_block: Callable[[DiTConfig, int], nn.Module] | None = None) -> None:
         with drawing_nothing():
             super().__init__(config, make_block=make_block)
-            self.pos_embed.requires_grad_(config.learn_positions)
             blocks = ((make_block or transformer_block)(config, i) for i in range(config.depth))
             self.blocks = nn.ModuleList(expect_part("block", block, ("x", "cond")) for block in blocks)
         self.reset_parameters()
-
-    def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
-        """See `Model.import_state`; the released code's names are known."""
-        if not NAMES.are_in(state):
-            return dict(state), str
-        renamed, called = NAMES.rename(state, self.config.grid_size)
-        renamed.setdefault("pos_embed", self.pos_embed.detach())  # computed, so that some files leave it out
-        return renamed, called
 
     def reset_parameters(self) -> None:
         """Initialise as the released model: Xavier-uniform Linears, zero biases, modulation and output."""
         super().reset_parameters()
         if self.pos_embed.is_meta:
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.reset_linears_by_width()
         for block in self.blocks:
             if isinstance(block, SharedAttention) and block.modulation is not None:
                 block.modulation.zero_()
@@ -68,15 +55,8 @@ class DiT(PatchDiffusionModel):
 
     def embed_condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype | None = None) -> Any:
         """See `PatchDiffusionModel.embed_condition`; the time's embedding reads the network's own clock."""
-        clock = t if self.config.clock == "flow" else _LAST_STEP * (1 - t)
+        clock = t if self.config.clock == "flow" else diffusion_step(t)
         return super().embed_condition(clock, y, dtype)
-
-    def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
-        """See `PatchDiffusionModel.run_blocks`."""
-        for index, block in enumerate(self.blocks):
-            hidden = self.run_block(block, hidden, cond)
-            keep(index, hidden)
-        return hidden
 
     def forward_head(self, tokens: Tensor, cond: Any) -> Tensor:
         """See `PatchDiffusionModel.forward_head`; a variance that is dropped is left out."""

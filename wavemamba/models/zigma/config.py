@@ -56,3 +56,8 @@ class ZigMaConfig(PatchConfig):
         order = scan_order(self.scan)
         if "(" not in self.scan:  # a name alone, in whatever case, may stand for a family of paths
             object.__setattr__(self, "scan", order.name)
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether the positions are trained."""
+        return self.positions == "learnt"

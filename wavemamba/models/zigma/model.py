@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,14 +57,14 @@ class ZigMa(PatchDiffusionModel):
     ) -> None:
         with drawing_nothing():
             super().__init__(config, make_block=make_block)
-            self.pos_embed.requires_grad_(config.positions == "learnt")
+            self.released_names = names_for(config)
             self.text_embed = None if config.context_dim is None else nn.Linear(config.context_dim, config.dim)
             blocks = ((make_block or zigzag_block)(config, i) for i in range(config.depth))
             called = ("x", "cond", "residual", "context")
             self.blocks = nn.ModuleList(expect_part("block", block, called) for block in blocks)
             self.drop_path = DropPath(config.drop_path_rate)
             self.final_norm = make_norm("rms", config.dim)
-            self.head = nn.Linear(config.dim, config.patch_size**2 * config.predicted_channels)
+            self.head = nn.Linear(config.dim, self.maps_of_a_token * config.predicted_channels)
         self.reset_parameters()
 
     @property
@@ -73,16 +73,6 @@ class ZigMa(PatchDiffusionModel):
         if self.config.context_dim is None:
             return super().condition
         return Condition("tokens", width=self.config.context_dim)
-
-    def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
-        """See `Model.import_state`; the released code's names are known."""
-        names = names_for(self.config)
-        if not names.are_in(state):
-            return dict(state), str
-        renamed, called = names.rename(state, self.config.grid_size)
-        if self.config.positions != "learnt":
-            renamed.setdefault("pos_embed", self.pos_embed.detach())  # computed, so that files may leave it out
-        return renamed, called
 
     def reset_parameters(self) -> None:
         """Initialise as the released model: zero biases and modulations, mixers' outputs over the root of the depth."""
@@ -134,7 +124,7 @@ class ZigMa(PatchDiffusionModel):
 
     def forward_head(self, tokens: Tensor, cond: Any) -> Tensor:
         """See `PatchDiffusionModel.forward_head`; the output layer is not conditioned."""
-        return unpatchify(self.head(plain_layer_norm(tokens)), self.config.patch_size)
+        return unpatchify(self.head(plain_layer_norm(tokens)), self.config.patch_shape)
 
     def no_weight_decay(self) -> set[str]:
         """See `PatchDiffusionModel.no_weight_decay`."""
