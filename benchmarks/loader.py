@@ -2,6 +2,7 @@
 
 python benchmarks/loader.py
 python benchmarks/loader.py --workers 0 4 --pictures 512
+python benchmarks/loader.py --look            what it costs to look at a file before the first step
 
 The pictures are 1200 x 900 JPEGs cut from scikit-learn's photographs; both sides make RGB tensors of 256 x 256. Before
 anything is timed, ours has to be within 40 dB PSNR of the bicubic in one step. torchvision resizes bilinearly unless
@@ -40,12 +41,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="cpu-loader", help="of the JSON under benchmarks/results")
+    parser.add_argument("--look", action="store_true", help="time the look at the files instead")
+    parser.add_argument("--name", help="of the JSON under benchmarks/results (cpu-loader, cpu-look)")
     options = parser.parse_args()
+    options.name = options.name or ("cpu-look" if options.look else "cpu-loader")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.pictures)
-        measure(folder, options)
+        (measure_looks if options.look else measure)(folder, options)
 
 
 def measure(folder: str, options: argparse.Namespace) -> None:
@@ -85,6 +88,29 @@ def measure(folder: str, options: argparse.Namespace) -> None:
     ]
     settings = {key: value for key, value in vars(options).items() if key != "name"}
     report(options.name, rows, least_psnr=least, source="1200 x 900 JPEG, quality 90", **settings)
+
+
+def measure_looks(folder: str, options: argparse.Namespace) -> None:
+    """Time and processor time a file of reading it, and of a look at its header and end."""
+    source = ImageFolder(folder, PictureView(size=options.size))
+    everything = range(len(source))
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(options.rounds):
+        for limit in (0, len(source)):
+            source.read_up_to = limit
+            start = time.perf_counter(), time.process_time()
+            look = source.look(everything)
+            spent = time.perf_counter() - start[0], time.process_time() - start[1]
+            if look.faults:
+                raise SystemExit(f"expected pictures that can be read, got {look.faults}; not timed")
+            found.setdefault(look.how, []).append(spent)
+    rows = [{"look": how, **milliseconds(times, len(source))} for how, times in found.items()]
+    report(options.name, rows, source="1200 x 900 JPEG, quality 90", pictures=len(source), rounds=options.rounds)
+
+
+def milliseconds(times: list[tuple[float, float]], count: int) -> dict[str, float]:
+    wall, processor = (statistics.median(kind) / count * 1e3 for kind in zip(*times, strict=True))
+    return {"ms a file": wall, "processor ms a file": processor}
 
 
 def wavemamba_batches(source: ImageFolder, batch_size: int, steps: int, workers: int) -> Batches:

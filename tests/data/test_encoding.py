@@ -31,7 +31,7 @@ def test_latents_are_those_of_the_pictures_in_their_order(tmp_path, workers):
     assert encode(source, tmp_path / "out", mirror=True, workers=workers, progress=done.append) == 3
     assert sum(done) == 10
     assert torch.equal(before, torch.get_rng_state())
-    shards = LatentShards(tmp_path / "out", mirror=True, verify=True)
+    shards = LatentShards(tmp_path / "out", mirror=True)
     assert (shards.classes, shards.labels.tolist()) == (("cat", "dog"), [0] * 5 + [1] * 5)
     for index in (0, 7, 9):
         pixels = source.example(index)[0][None]

@@ -178,7 +178,7 @@ def test_rows_of_numbers_are_pictures_too():
         ({"classes": ("a",)}, DataError, "expected a label of 1 classes"),
         ({"split": "valid"}, DataError, "valid"),
         ({"name": "other"}, DataError, "other"),
-        ({"verify": True, "streaming": True}, ConfigError, "verify: expected it off"),
+        ({"verify": "all", "streaming": True}, ConfigError, "verify: expected 'auto' or 'none' for streamed data"),
         ({"lanes": 3}, ConfigError, "streaming=True alone"),
         ({"lanes": 0, "streaming": True}, ConfigError, "lanes, buffer"),
         ({"colums": 3}, ConfigError, "unknown option"),

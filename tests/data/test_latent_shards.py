@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from wavemamba.data import LatentShards, LatentShardWriter
+from wavemamba.data import LatentShards, LatentShardWriter, open_source
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import generator_for
 
@@ -37,7 +37,7 @@ def write(folder, total=10, shard_size=4, **changes):
 
 def test_written_latents_are_read_back(tmp_path):
     assert write(tmp_path) == [0, 1, 2]
-    shards = LatentShards(tmp_path, verify=True)
+    shards = open_source(tmp_path, verify="all")
     assert (len(shards), shards.shape, shards.classes) == (10, (2, 3, 3), ("even", "odd"))
     for i in (9, 0, 4, 3):
         latent, label = shards.example(i)
@@ -90,9 +90,9 @@ def test_a_damaged_shard_is_found_and_encoded_again(tmp_path, damage):
         data[-1] ^= 1
         path.write_bytes(data[:-5] if damage == "truncated" else data)
     with pytest.raises(DataError, match=r"latents-00001\.safetensors.*encode the images again"):
-        LatentShards(tmp_path, verify=True)
+        open_source(tmp_path, verify="all")
     assert write(tmp_path) == [1]
-    LatentShards(tmp_path, verify=True)
+    open_source(tmp_path, verify="all")
 
 
 @pytest.mark.parametrize(("before", "after"), [(b'"mean"', b'"meam"'), (b'{"', b'["')], ids=["name", "header"])
@@ -190,7 +190,7 @@ def test_latents_that_are_not_finite_are_the_datas_fault(tmp_path, name):
     write(tmp_path)
     rewrite(tmp_path, 1, lambda kept: kept[name][2].fill_(float("nan")))
     with pytest.raises(DataError, match=rf"NaN or infinity in '{name}', row 2; the data are at fault"):
-        LatentShards(tmp_path, verify=True)
+        open_source(tmp_path, verify="all")
     shards = LatentShards(tmp_path, mirror=True)
     with pytest.raises(DataError, match="the data are at fault"):
         [shards.example(6, generator_for(k)) for k in range(20)]

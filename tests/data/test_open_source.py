@@ -72,7 +72,9 @@ def test_a_folder_called_as_a_kind_is_not_chosen_from(tmp_path, monkeypatch):
     [
         ("digits", {"mirror": True}, "mirror: expected it off"),
         ("digits", {"size": 32}, "expected 8 x 8"),
-        ("digits", {"verify": True}, "unknown option of digits data 'verify'"),
+        ("digits", {"verify": True}, "verify: expected one of 'auto', 'all', 'none', got True"),
+        ("digits", {"verfy": "all"}, "did you mean verify"),
+        ("{images}", {"verify": "none", "skip_unreadable": True}, "verify: expected 'auto' or 'all' beside skip"),
         ("{images}", {"sise": 8}, "did you mean size"),
         ("{images}", {"split": "train"}, "unknown option of images data 'split'"),
         ("{images}", {"kind": "image"}, "did you mean 'images'"),
@@ -127,8 +129,9 @@ def test_a_kind_of_ones_own_may_be_registered_again(own_kinds):
 
 def test_streams_are_not_verified(own_kinds):
     register_source("streamed", lambda what, *, view: CountingStream([3]))
-    with pytest.raises(ConfigError, match="verify: expected it off for streamed data"):
-        open_source("streamed:", verify=True)
+    with pytest.raises(ConfigError, match="verify: expected 'auto' or 'none' for streamed data"):
+        open_source("streamed:", verify="all")
+    assert not open_source("streamed:", verify="auto").skip_unreadable
     assert open_source("streamed:", skip_unreadable=True).skip_unreadable
 
 

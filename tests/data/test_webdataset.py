@@ -179,7 +179,7 @@ def test_damaged_pictures_in_tars_are_listed_or_left_out(tmp_path):
     data[start : start + 8] = b"x" * 8
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"shard-01\.tar: 0003\.png"):
-        open_source(tmp_path, size=8, verify=True)
+        open_source(tmp_path, size=8, verify="all")
     source = open_source(tmp_path, size=8, skip_unreadable=True)
     assert len(source) == 5
     order = source.epoch_order(torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Sampling, encoding and evaluation scripts."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
     options += ["--shard-size=25", "--batch-size=10"]
     assert encode_latents.main(options) == 0
     assert "60 images of 3 classes, 3 shards encoded now" in capsys.readouterr().out
-    shards = LatentShards(out, mirror=True, verify=True)
+    shards = LatentShards(out, mirror=True)
     assert (len(shards), shards.shape, shards.classes) == (60, (4, 8, 8), ("0", "1", "2"))
     (out / "latents-00001.json").unlink()
     assert encode_latents.main(options) == 0
@@ -47,11 +48,30 @@ def test_images_are_encoded_once_and_trained_on(images, autoencoder, tmp_path, c
     )
     torch.testing.assert_close(shards.example(59)[0], mean, rtol=1e-4, atol=1e-5)
 
-    run, status = train("a", f"--data={out}", "--mirror", "--verify-data", f"--autoencoder={autoencoder}", steps=2)
+    run, status = train("a", f"--data={out}", "--mirror", "--verify-data=all", f"--autoencoder={autoencoder}", steps=2)
     assert status == 0
     pictures = Sampler.from_pretrained(run / "model")([0, 1], [1, 2], solver="euler", steps=2)
     assert pictures.images.shape == (2, 3, 16, 16)
     assert pictures.record["autoencoder"] == str(autoencoder)
+
+
+def test_all_unreadable_images_are_listed_before_they_are_encoded_or_judged(images, autoencoder, tmp_path, capsys):
+    import encode_latents
+
+    folder = shutil.copytree(images, tmp_path / "images")
+    for name in ("0/00.png", "2/35.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    options = [f"--data={folder}", f"--out={tmp_path / 'latents'}", f"--autoencoder={autoencoder}", "--image-size=16"]
+    assert encode_latents.main(options) == 1
+    error = capsys.readouterr().err
+    assert all(words in error for words in ("60 readable examples, 2 of them are not", "0/00.png", "2/35.png"))
+    assert not (tmp_path / "latents").exists()
+    assert encode_latents.main([*options, "--skip-unreadable"]) == 0
+    assert "58 images of 3 classes" in capsys.readouterr().out
+    assert evaluate(tmp_path, f"--samples={images}", f"--reference={folder}") == (1, None)
+    error = capsys.readouterr().err
+    assert "0/00.png" in error
+    assert "2/35.png" in error
 
 
 def test_latents_are_not_judged_as_images(latents, images, train, autoencoder, tmp_path, capsys):

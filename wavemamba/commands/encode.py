@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from wavemamba.commands.parser import RecipeParser, device, number, parse_overrides
 from wavemamba.commands.running import exit_status
-from wavemamba.data import encode_source, open_source
+from wavemamba.data import LOOKS, encode_source, open_source
 from wavemamba.diffusion import Autoencoder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,6 +35,8 @@ def build_parser() -> RecipeParser:
     add = parser.add_argument
     add("--data", required=True, help="folder of images (class = sub-folder), tar shards, or KIND:WHAT")
     add("--data-options", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="such as labels=none")
+    look = "look at the data first; all: every image"
+    add("--verify-data", choices=LOOKS, default="auto", help=look)
     add("--skip-unreadable", action=flag, default=False, help="leave out images that cannot be read")
     add("--out", required=True, help="folder for the shards")
     add("--autoencoder", required=True, help="folder or hub id of a diffusers AutoencoderKL")
@@ -58,7 +60,8 @@ def _encode(arguments: Sequence[str]) -> None:
     args = build_parser().parse(arguments)
     autoencoder = Autoencoder.from_pretrained(args.autoencoder, device=args.device)
     # Latents are made once: pictures are resized in one step, not by the faster way that training takes.
-    options = {"size": args.image_size, "reduce": math.inf, "skip_unreadable": args.skip_unreadable}
+    look = {"verify": args.verify_data, "skip_unreadable": args.skip_unreadable}
+    options = {"size": args.image_size, "reduce": math.inf, **look}
     source = open_source(args.data, **{**options, **parse_overrides(args.data_options)})
     print(source.summary())
     config = autoencoder.model.config

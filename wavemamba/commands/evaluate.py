@@ -44,11 +44,12 @@ from wavemamba.commands.inception import (
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.commands.running import exit_status
 from wavemamba.commands.sampling_options import add_sampling_options, sampler_from, settings_from
-from wavemamba.data import ImageFolder, PictureView
+from wavemamba.data import ImageFolder, PictureView, without_faults
 from wavemamba.errors import ConfigError, DataError
 from wavemamba.files import printable, write_atomically, writing
 from wavemamba.sampling import Sampler, to_uint8
 from wavemamba.seeds import derive_seed
+from wavemamba.training.looking import look_together
 
 LEAST = 10  # images a side: the inception score is a mean over ten parts
 AT_ONCE = 16  # batches that are drawn by one call of the sampler
@@ -135,6 +136,7 @@ class Evaluation:
     def of_folder(self, folder: str, count: int | None, title: str) -> tuple[Features, dict[str, Any]]:
         """Features of the images of a folder, and what they depend on."""
         source = ImageFolder(folder, PictureView(size=self.size, reduce=math.inf), labels="none")
+        without_faults(source, look_together(source, thorough=False), skip_unreadable=False)
         total = len(source) if count is None else count
         least = max(LEAST, total, self.accelerator.num_processes)
         if len(source) < least or total < LEAST:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from wavemamba.errors import ConfigError
+from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import generator_for
+
+Item = TypeVar("Item")
 
 
 class Source(ABC):
@@ -45,6 +48,19 @@ class Source(ABC):
         return f"{type(self).__name__}: {count_of(self)} of {classes_of(self)}"
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What a look at the examples of a source found.
+
+    Attributes:
+        how: the examples were looked at, in words; empty where they were not.
+        faults: index and reason of every example that cannot be read.
+    """
+
+    how: str = ""
+    faults: dict[int, str] = field(default_factory=dict)
+
+
 class ExampleSource(Source):
     """A source read at random: an example is a function of its index and of a generator."""
 
@@ -66,6 +82,18 @@ class ExampleSource(Source):
     def num_examples(self) -> int:
         """The length."""
         return len(self)
+
+    def look(self, indices: Sequence[int], *, thorough: bool = False) -> Findings:
+        """Look for examples that cannot be read, as a run does before its first step.
+
+        Args:
+            indices: which ones.
+            thorough: read each. Otherwise what the source does by default, at a cost that suits its size; here nothing.
+        """
+        if not thorough:
+            return Findings()
+        faults = {index: why for index in indices if (why := fault_of(self.example, index)) is not None}
+        return Findings("by reading each", faults)
 
     def epoch_order(self, generator: torch.Generator) -> Tensor:
         """The order of one epoch, (n,) int64: a permutation drawn from `generator`.
@@ -140,6 +168,12 @@ class Part(ExampleSource):
         """Example `indices[index]` of the source."""
         return self.source.example(int(self.indices[index]), generator)
 
+    def look(self, indices: Sequence[int], *, thorough: bool = False) -> Findings:
+        """As the source looks."""
+        places = {int(self.indices[index]): index for index in indices}
+        found = self.source.look(list(places), thorough=thorough)
+        return Findings(found.how, {places[index]: why for index, why in found.faults.items()})
+
     def epoch_order(self, generator: torch.Generator) -> Tensor:
         """The source's own order, without what is not in this part."""
         place = torch.full((len(self.source),), -1, dtype=torch.int64, device="cpu")
@@ -179,6 +213,15 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Exampl
     order = torch.randperm(len(source), generator=generator_for(seed, "hold out"), dtype=torch.int64, device="cpu")
     rest = Part(source, order[held:], f"{len(source) - held} trained on, {held} held out")
     return rest, Part(source, order[:held], f"{held} held out")
+
+
+def fault_of(read: Callable[[Item], object], item: Item) -> str | None:
+    """What the `DataError` of `read(item)` says; None where there is none."""
+    try:
+        read(item)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def shown(path: str | Path) -> str:

@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -61,11 +61,13 @@ class HuggingFaceRows:
         """A row as picture and class."""
         return self._picture(row[self.image], name, generator), self.number(row, name)
 
+    def opened(self, row: Any) -> IO[bytes]:
+        """The encoded picture of a row, to read and seek in; rows of plain numbers have none."""
+        cell = _encoded(row[self.image])
+        return io.BytesIO(cell) if isinstance(cell, bytes) else open(cell, "rb")
+
     def _picture(self, cell: Any, name: str, generator: torch.Generator | None) -> Tensor:
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, str) and "://" in cell:
-            cell = _fetched(cell)
+        cell = _encoded(cell)
         if isinstance(cell, (bytes, str, Path)):
             return self.view.read(cell, name, generator)
         if cell is None:
@@ -97,6 +99,13 @@ class HuggingFaceRows:
         if isinstance(value, int) and 0 <= value < len(names):
             return value
         raise DataError(f"{name}: expected a label of {len(names)} classes in column {self.label!r}, got {value!r}")
+
+
+def _encoded(cell: Any) -> Any:
+    """The bytes or the path of an encoded picture; plain numbers as they are."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    return _fetched(cell) if isinstance(cell, str) and "://" in cell else cell
 
 
 def _fetched(address: str) -> bytes:

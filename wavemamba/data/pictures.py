@@ -102,8 +102,8 @@ class PictureView:
         # Decoders of damaged files raise whatever comes up: struct.error, IndexError, zlib.error, MemoryError, ...
         except Exception as error:
             raise DataError(
-                f"{name}: expected a readable image, got {type(error).__name__}: {error}; replace or remove it "
-                "(verify, or --verify-data, lists all of them first), or leave such files out with skip_unreadable"
+                f"{name}: expected a readable image, got {type(error).__name__}: {error}; replace or remove it, or "
+                "leave such files out with skip_unreadable; verify='all' (--verify-data all) lists all of them first"
             ) from error
         return self.mirrored(torch.from_numpy(pixels), generator)
 

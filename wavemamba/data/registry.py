@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wavemamba.data.base import ExampleSource, Source, StreamedSource, shown
+from wavemamba.data.base import Source, shown
 from wavemamba.data.pictures import PictureView
 from wavemamba.data.verify import verified
 from wavemamba.errors import ConfigError, DataError
@@ -39,6 +39,7 @@ class SourceKind:
         return tuple(name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY)
 
 
+_LOOK = ("verify", "skip_unreadable")
 _KINDS: dict[str, SourceKind] = {}
 _BUILT_IN: set[str] = set()
 
@@ -53,7 +54,8 @@ def register_source(
     Args:
         name: a word that no kind of the library has; `open_source("name:what")` then calls `open("what")`.
         open: `open(what, *, ...)` gives a `Source`; its keyword-only arguments are the options that it takes. Where
-            `view` is one of them, the fields of `PictureView`, `verify` and `skip_unreadable` are options as well.
+            `view` is one of them, the fields of `PictureView` are options as well. `verify` and `skip_unreadable` are
+            options of every kind, see `verified`, that does not have its own.
         claims: whether `open_source(path)` without a prefix is of this kind, for paths that exist.
         about: a few words for error messages: what such data look like.
 
@@ -83,8 +85,9 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
     Args:
         data: "digits"; a path, whose kind is what lies there; or "kind:what", "huggingface:owner/name" for example.
         kind: the kind, where neither the path nor a prefix tells.
-        **options: those that the kind takes. None and False stand for "not given". For pictures the fields of
-            `PictureView` (`size`, `channels`, `mirror`, ...) and those of `verified`: `verify`, `skip_unreadable`.
+        **options: those that the kind takes, for pictures the fields of `PictureView` (`size`, `channels`, `mirror`,
+            ...), and those of `verified`: `verify`, `skip_unreadable`. None and False stand for "not given"; without
+            the last two nothing is looked at.
 
     Raises:
         DataError: there is nothing usable.
@@ -106,23 +109,13 @@ def open_source(data: str | Path, *, kind: str | None = None, **options: Any) ->
     else:
         chosen, what = _kind_of(text, kinds), text
     given = {name: value for name, value in options.items() if value is not None and value is not False}
-    if "view" not in chosen.options:
-        check_names(given, chosen.options, f"option of {chosen.name} data")
-        return chosen.open(what, **given)
-    fields, checks = [field.name for field in dataclasses.fields(PictureView)], ("verify", "skip_unreadable")
-    known = {*chosen.options, *fields, *checks} - {"view"}
-    check_names(given, known, f"option of {chosen.name} data")
-    looked_at = {name: given.pop(name) for name in checks if name in given}
-    view = PictureView(**{name: given.pop(name) for name in fields if name in given})
-    source = chosen.open(what, view=view, **given)
-    if not looked_at:
-        return source
-    if isinstance(source, ExampleSource):
-        return verified(source, **looked_at)
-    if "verify" in looked_at or not isinstance(source, StreamedSource):
-        raise ConfigError(f"{max(looked_at)}: expected it off for streamed data, which are read once; leave it out")
-    source.skip_unreadable = True
-    return source
+    fields = [field.name for field in dataclasses.fields(PictureView)] if "view" in chosen.options else []
+    check_names(given, {*chosen.options, *fields, *_LOOK} - {"view"}, f"option of {chosen.name} data")
+    look = {name: given.pop(name) for name in _LOOK if name in given and name not in chosen.options}
+    if "view" in chosen.options:
+        given["view"] = PictureView(**{name: given.pop(name) for name in fields if name in given})
+    source = chosen.open(what, **given)
+    return verified(source, **look) if look else source
 
 
 def _kind_of(text: str, kinds: dict[str, SourceKind]) -> SourceKind:

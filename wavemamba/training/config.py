@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wavemamba.data import LOOKS
 from wavemamba.diffusion import PATHS, PREDICTIONS, TIME_SAMPLINGS, WEIGHTINGS
 from wavemamba.errors import ConfigError
 from wavemamba.names import check_names
@@ -38,7 +39,13 @@ class TrainConfig:
     mirror: bool = option(False, "mirror every example left to right half of the time", _DATA)
     holdout: float = option(0.0, "fraction kept out of training for eval_every", _DATA, least=0, below=1)
     workers: int = option(0, "processes that load data, per training process", _DATA, least=0, change="always")
-    verify_data: bool = option(False, "read every image, or compare checksums, first", _DATA, change="always")
+    verify_data: str = option(
+        "auto",
+        "look at the data first; all: every image, all checksums",
+        _DATA,
+        choices=LOOKS,
+        change="always",
+    )
     skip_unreadable: bool = option(False, "go on without images that cannot be read", _DATA)
     data_options: dict[str, Any] = option({}, "what else a kind of data takes, such as labels=none", _DATA)
 

@@ -18,6 +18,7 @@ from wavemamba.files import write_atomically, writing
 from wavemamba.locks import FolderLock
 from wavemamba.training.callbacks import Outcome
 from wavemamba.training.evaluation import sums_dtype
+from wavemamba.training.looking import keep_look
 from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
 from wavemamba.training.run_parts import RunParts
@@ -42,6 +43,8 @@ class TrainingLoop(RunParts):
             with writing(self.out):
                 stack.enter_context(FolderLock(self.out, enabled=self.main))
             self._resume()
+            if self.main and self._look is not None:
+                keep_look(self.out, self._look)
             outcome: Outcome = "failed"
             try:
                 self._tell("on_start")

@@ -85,6 +85,8 @@ def start_lines(trainer: Trainer) -> list[str]:
         + (f"resuming from step {trainer.step}" if trainer.step else "starting")
         + f", {trainer.total_steps} steps of {config.batch_size} examples",
     ]
+    if trainer.looked_at:
+        lines.insert(1, f"looked at: {trainer.looked_at}")
     lines += [f"adapted: {change}" for change in getattr(trainer.state.model, "adapted", ())]
     if trainer.device.type == "cpu" and config.precision != "no":
         lines.append(f"note: {config.precision} on a CPU is often slower than float32, above all for narrow models")

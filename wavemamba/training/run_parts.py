@@ -13,7 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from wavemamba.data import Source, hold_out, slices_of_batch
+from wavemamba.data import (
+    ExampleSource,
+    Findings,
+    Source,
+    hold_out,
+    slices_of_batch,
+    thorough_look,
+    without_faults,
+)
 from wavemamba.diffusion import Objective
 from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor
@@ -25,8 +33,9 @@ from wavemamba.training.checkpoint_files import Checkpoints
 from wavemamba.training.config import TrainConfig
 from wavemamba.training.evaluation import sums_dtype
 from wavemamba.training.log import RunLog
+from wavemamba.training.looking import Look, kept_look, look_together
 from wavemamba.training.loss_scale import LossScale
-from wavemamba.training.processes import rank
+from wavemamba.training.processes import gather, rank
 from wavemamba.training.randomness import seed_everything
 from wavemamba.training.schedules import LearningRates, learning_rate_factor
 from wavemamba.training.state import TrainState
@@ -117,6 +126,12 @@ class RunParts(ABC):
         return self.averages.first
 
     @property
+    def looked_at(self) -> str:
+        """How the examples were looked at before the first step, in words; empty where they were not."""
+        look = self._look
+        return f"{look.examples:,} examples, {look.findings.how}" if look and look.findings.how else ""
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return self.state.rates.current
@@ -140,9 +155,8 @@ class RunParts(ABC):
         if self._built:
             return
         c, accelerator = self.config, self.accelerator
-        self.source, self.held_out = hold_out(self.build_data(), c.holdout, c.seed)
+        self._open_data()
         self.examples = self.source.num_examples
-        self._fingerprint = self.source.fingerprint()
         self.total_steps = c.total_steps(self.examples)
         self._share = {"rank": rank(), "processes": accelerator.num_processes, "accumulate": c.accumulate}
         self._slices = slices_of_batch(c.batch_size, **self._share)
@@ -171,6 +185,33 @@ class RunParts(ABC):
         self._losses = torch.zeros(2, dtype=sums_dtype(self.device), device=self.device)
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._built = True
+
+    def _open_data(self) -> None:
+        """Open the data and look at them; a resumed run whose data are the same does not look again."""
+        c, whole = self.config, self.build_data()
+        thorough = thorough_look(whole, c.verify_data, c.skip_unreadable)
+        self._look: Look | None = None
+        if not isinstance(whole, ExampleSource) or thorough is None:
+            self._take(whole, Findings())
+            return
+        kept = gather(kept_look(self.out))[0]
+        if kept is not None and self._fits(kept, len(whole), thorough):
+            self._take(whole, kept.findings)
+            if all(gather(self._fingerprint == kept.fingerprint)):
+                self._look = kept
+                return
+        found = look_together(whole, thorough=thorough)
+        self._take(whole, found)
+        self._look = Look(self._fingerprint, len(whole), thorough, found)
+
+    def _fits(self, kept: Look, examples: int, thorough: bool) -> bool:
+        as_thorough = kept.thorough or not thorough
+        return as_thorough and kept.examples == examples and (self.config.skip_unreadable or not kept.findings.faults)
+
+    def _take(self, whole: Source, found: Findings) -> None:
+        source = without_faults(whole, found, skip_unreadable=self.config.skip_unreadable)
+        self.source, self.held_out = hold_out(source, self.config.holdout, self.config.seed)
+        self._fingerprint = self.source.fingerprint()
 
     def batch(self, x: Tensor, y: Tensor, purpose: str, number: int, part: slice) -> Batch:
         """A part of batch `number`; times and noise are drawn whole: they do not depend on who takes which part."""

@@ -63,15 +63,14 @@ class Trainer(TrainingLoop):
             )
 
     def build_data(self) -> Source:
-        """The source to train on."""
+        """The source to train on; what cannot be read of it is looked for afterwards."""
         c = self.config
         if self.data is not None:
             return self.data
         if not c.data:
             raise ConfigError("data: expected a name or a folder, or Trainer(config, data=source), got neither")
-        given = {"size": c.image_size, "channels": c.channels, "mirror": c.mirror, "skip_unreadable": c.skip_unreadable}
-        verify = c.verify_data and (self.main or c.skip_unreadable)
-        return open_source(c.data, **{**given, "verify": verify, **c.data_options})
+        given = {"size": c.image_size, "channels": c.channels, "mirror": c.mirror}
+        return open_source(c.data, **{**given, **c.data_options})
 
     def build_model(self) -> nn.Module:
         """The model at step 0: image size, channels and classes are those of the data unless the config says otherwise.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.data.base import ExampleSource, Source, classes_of, count_of, digest_of
+from wavemamba.data.base import Source, classes_of, count_of, digest_of
 from wavemamba.data.hf_rows import HuggingFaceRows, classes_in, named
+from wavemamba.data.picture_source import PictureSource
 from wavemamba.data.pictures import PictureView
 from wavemamba.data.registry import register_source
 from wavemamba.data.sources.hf_stream import HuggingFaceStream
@@ -20,7 +21,7 @@ from wavemamba.errors import ConfigError, DataError
 _PICTURES_HASHED = 16384
 
 
-class HuggingFaceDataset(ExampleSource):
+class HuggingFaceDataset(PictureSource):
     """A `datasets.Dataset`, read at random.
 
     Args:
@@ -72,6 +73,10 @@ class HuggingFaceDataset(ExampleSource):
         name = f"{self.name}, row {index}"
         with named(name):
             return self._rows.example(self.dataset[index], name, generator)
+
+    def opened(self, index: int) -> IO[bytes]:
+        """The encoded picture of row `index`."""
+        return self._rows.opened(self.dataset[index])
 
     def fingerprint(self) -> str:
         """Of all labels, and of the undecoded pictures of at most 16,384 rows, evenly spread."""

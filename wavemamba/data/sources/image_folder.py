@@ -7,13 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wavemamba.data.base import ExampleSource, classes_of, digest_of, shown
+from wavemamba.data.base import classes_of, digest_of, shown
 from wavemamba.data.fingerprints import content_digest
+from wavemamba.data.picture_source import PictureSource
 from wavemamba.data.pictures import PictureView
 from wavemamba.data.registry import register_source
 from wavemamba.errors import DataError
@@ -31,7 +33,7 @@ class Found:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-class ImageFolder(ExampleSource):
+class ImageFolder(PictureSource):
     """The pictures of a folder, each sub-folder one class, in [-1, 1].
 
     Sub-folders are searched to any depth, links are followed. Names that begin with a dot are skipped at any depth.
@@ -97,6 +99,10 @@ class ImageFolder(ExampleSource):
         """
         path, label = self.files[index]
         return self.view.read(path, shown(path), generator), label
+
+    def opened(self, index: int) -> BufferedReader:
+        """The file of picture `index`."""
+        return self.files[index][0].open("rb")
 
     def fingerprint(self) -> str:
         """Of the files' names below the folder, their classes, sizes and content, see `content_digest`."""

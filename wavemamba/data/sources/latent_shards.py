@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.data.base import ExampleSource, classes_of, count_of, digest_of, shown
+from wavemamba.data.base import ExampleSource, Findings, classes_of, count_of, digest_of, fault_of, shown
 from wavemamba.data.registry import register_source
+from wavemamba.data.verify import every
 from wavemamba.errors import DataError
 from wavemamba.files import sha256_of
 
@@ -41,20 +44,19 @@ class LatentShards(ExampleSource):
 
     `example(index, generator)` draws from the posterior, `mean + std * eps`, and takes the mirrored latents half of the
     time where `mirror` asks for it; without a generator it is the mean. Rows are read, not mapped: a file that is cut
-    while a run uses it is an error and not the end of the process.
+    while a run uses it is an error and not the end of the process. Sizes, headers and labels of all shards are checked
+    here; a thorough look compares checksums, too, and looks for NaN.
 
     Args:
         folder: where `index.json` is.
         mirror: use the mirrored encodings too.
-        verify: compare every shard with its SHA-256 first, and look for NaN; otherwise sizes, headers and labels are
-            looked at.
 
     Raises:
         DataError: no index, or a shard that does not match it, a label that is no class, or no mirrored latents where
             they are asked for.
     """
 
-    def __init__(self, folder: str | Path, *, mirror: bool = False, verify: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, mirror: bool = False) -> None:
         self.folder = Path(folder)
         self.index = read_object(self.folder / INDEX_FILE, _REMEDY)
         try:
@@ -78,14 +80,11 @@ class LatentShards(ExampleSource):
         self.shape: tuple[int, int, int] = (channels, height, width)
         self.mirror = mirror
         self.paths = [self.folder / entry["file"] for entry in entries]
-        for path, entry in zip(self.paths, entries, strict=True):
-            if reason := mismatch(path, entry, checksum=verify):
-                raise DataError(f"{reason}; delete the file and encode the images again")
-        self._sums = tuple(entry["sha256"] for entry in entries)
-        self._fields = [self._header(number, mirrored) for number in range(len(entries))]
-        self.labels = torch.cat([self._labels(number) for number in range(len(entries))])
-        if verify:
-            self._refuse_what_is_not_finite()
+        self._entries = entries
+        numbers = range(len(entries))
+        every(self._compare, numbers)
+        self._fields = every(lambda number: self._header(number, mirrored), numbers)
+        self.labels = torch.cat(every(self._labels, numbers))
 
     def __len__(self) -> int:
         return self._total
@@ -106,9 +105,25 @@ class LatentShards(ExampleSource):
             latent = latent + self._row(index, f"std{suffix}") * noise
         return latent, int(self.labels[index])
 
+    def look(self, indices: Sequence[int], *, thorough: bool = False) -> Findings:
+        """Compare the shards of these rows with their SHA-256 and look for NaN, where the look is `thorough`.
+
+        Otherwise there is nothing more to look at than what was when the shards were opened.
+        """
+        if not thorough:
+            return Findings("by sizes, headers and labels of the shards")
+        faults: dict[int, str] = {}
+        rows: dict[int, list[int]] = {}
+        for index in indices:
+            rows.setdefault(index // self._shard_size, []).append(index)
+        for number, some in rows.items():
+            why = fault_of(partial(self._compare, checksum=True), number)
+            faults.update(self._not_finite(number, some) if why is None else dict.fromkeys(some, why))
+        return Findings("by the shards' checksums, and for NaN", faults)
+
     def fingerprint(self) -> str:
         """Of the classes and of every shard's SHA-256 in the index."""
-        return digest_of(json.dumps([self.classes, self.shape]), *self._sums)
+        return digest_of(json.dumps([self.classes, self.shape]), *(entry["sha256"] for entry in self._entries))
 
     def summary(self) -> str:
         """How many latents of which classes."""
@@ -158,28 +173,35 @@ class LatentShards(ExampleSource):
             )
         return labels
 
-    def _refuse_what_is_not_finite(self) -> None:
-        for number, fields in enumerate(self._fields):
-            for name in fields.keys() - {"label"}:
-                rows = self._rows_in(number)
-                for first in range(0, rows, _AT_ONCE):
-                    self._finite(number, name, first, min(_AT_ONCE, rows - first))
+    def _compare(self, number: int, *, checksum: bool = False) -> None:
+        if reason := mismatch(self.paths[number], self._entries[number], checksum=checksum):
+            raise DataError(f"{reason}; delete the file and encode the images again")
+
+    def _not_finite(self, number: int, indices: Sequence[int]) -> dict[int, str]:
+        """Those of some examples of a shard that hold NaN, and what is said of them."""
+        begin = number * self._shard_size
+        first, end = min(indices) - begin, max(indices) - begin + 1
+        faults: dict[int, str] = {}
+        for name in (name for name in self._fields[number] if name != "label"):
+            for start in range(first, end, _AT_ONCE):
+                values = self._read(number, name, start, min(_AT_ONCE, end - start))
+                for row in (~_finite(values)).nonzero()[:, 0].tolist():
+                    faults.setdefault(begin + start + row, self._not_finite_words(number, name, start + row))
+        return {index: faults[index] for index in indices if index in faults}
 
     def _row(self, index: int, name: str) -> Tensor:
         """Row `index` of all shards, float32 and finite."""
         number, row = divmod(index, self._shard_size)
-        return self._finite(number, name, row, 1)[0]
+        values = self._read(number, name, row, 1)
+        if not _finite(values).all():
+            raise DataError(self._not_finite_words(number, name, row))
+        return values[0]
 
-    def _finite(self, number: int, name: str, first: int, rows: int) -> Tensor:
-        """Some rows of a shard, float32, none of them NaN or infinite."""
-        values = self._read(number, name, first, rows).to(torch.float32)
-        if not values.isfinite().all():
-            row = first + int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise DataError(
-                f"{shown(self.paths[number])}: expected finite latents, got NaN or infinity in {name!r}, row {row}; "
-                "the data are at fault, not the training: encode them again, in float32 or with another autoencoder"
-            )
-        return values
+    def _not_finite_words(self, number: int, name: str, row: int) -> str:
+        return (
+            f"{shown(self.paths[number])}: expected finite latents, got NaN or infinity in {name!r}, row {row}; "
+            "the data are at fault, not the training: encode them again, in float32 or with another autoencoder"
+        )
 
     def _read(self, number: int, name: str, first: int, rows: int) -> Tensor:
         field = self._fields[number][name]
@@ -197,12 +219,13 @@ class LatentShards(ExampleSource):
                 f"{shown(self.paths[number])}: expected {len(data)} bytes of {name!r}, got {got}: the file was cut "
                 "since it was opened; delete it and encode it again"
             )
-        return torch.frombuffer(data, dtype=field.dtype).view(rows, *field.shape[1:])
+        values = torch.frombuffer(data, dtype=field.dtype).view(rows, *field.shape[1:])
+        return values if name == "label" else values.to(torch.float32)
 
 
-def open_latents(what: str, *, mirror: bool = False, verify: bool = False) -> LatentShards:
+def open_latents(what: str, *, mirror: bool = False) -> LatentShards:
     """Open a folder of latent shards, see `LatentShards`."""
-    return LatentShards(what, mirror=mirror, verify=verify)
+    return LatentShards(what, mirror=mirror)
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -233,6 +256,11 @@ def mismatch(path: Path, entry: dict[str, Any], *, checksum: bool) -> str | None
     except OSError as error:
         return f"{shown(path)}: expected a shard ({error})"
     return None
+
+
+def _finite(values: Tensor) -> Tensor:
+    """(rows, ...) to (rows,), bool: which rows hold neither NaN nor infinity."""
+    return values.flatten(1).isfinite().all(1)
 
 
 def _entry(found: dict[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
+from typing import IO
 
 import torch
+from PIL.ContainerIO import ContainerIO
 from torch import Tensor
 
-from wavemamba.data.base import ExampleSource, classes_of, digest_of, shown
+from wavemamba.data.base import classes_of, digest_of, shown
 from wavemamba.data.fingerprints import content_digest
+from wavemamba.data.picture_source import PictureSource
 from wavemamba.data.pictures import PictureView
 from wavemamba.data.registry import register_source
 from wavemamba.data.tar_index import indexed
+from wavemamba.data.verify import every
 from wavemamba.errors import DataError
 
 _MIXED = 8
 """Shards whose samples are shuffled among one another."""
 
 
-class TarShards(ExampleSource):
+class TarShards(PictureSource):
     """Pictures in WebDataset tar files: members of one name and several suffixes are one sample.
 
     A sample is a picture (`.jpg`, `.png`, ...) and, where there are classes, a `label` member (`.cls`): a number, or
@@ -59,7 +64,7 @@ class TarShards(ExampleSource):
             raise DataError("shards: expected at least one tar file, got none")
         self.view = view or PictureView()
         self.shape = self.view.shape
-        found = [indexed(path, image, label) for path in self.paths]
+        found = every(lambda path: indexed(path, image, label), self.paths)
         self.lengths = [len(shard.names) for shard in found]
         self.skipped = sum((Counter(shard.skipped) for shard in found), Counter[str]())
         if not sum(self.lengths):
@@ -92,6 +97,13 @@ class TarShards(ExampleSource):
         if len(data) != size:
             raise DataError(f"{name}: expected {size} bytes, got {len(data)}: the tar file was cut; fetch it again")
         return self.view.read(data, name, generator), int(self.labels[index])
+
+    @contextlib.contextmanager
+    def opened(self, index: int) -> Iterator[IO[bytes]]:
+        """The part of a shard that is picture `index`."""
+        start, size = self._places[index].tolist()
+        with self.paths[self._place(index)[0]].open("rb") as file:
+            yield ContainerIO(file, start, size)
 
     def epoch_order(self, generator: torch.Generator) -> Tensor:
         """Shards in random order, and samples in random order within eight shards that follow one another."""
