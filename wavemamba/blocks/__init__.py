@@ -2,8 +2,10 @@
 
 from wavemamba.blocks.diffussm import DiffuSSMBlock
 from wavemamba.blocks.dimsum import DiMSUMBlock
+from wavemamba.blocks.einfft import EinFFT
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
 from wavemamba.blocks.map_block import MapBlock
+from wavemamba.blocks.pre_norm import PreNormBlock, SingleBranchBlock
 from wavemamba.blocks.protocols import Attention, Branch, FeedForward, Fusion
 from wavemamba.blocks.shared_attention import SharedAttention
 from wavemamba.blocks.spatial import SpatialMambaBlock
@@ -15,10 +17,13 @@ __all__ = [
     "Branch",
     "DiMSUMBlock",
     "DiffuSSMBlock",
+    "EinFFT",
     "FeedForward",
     "Fusion",
     "MapBlock",
+    "PreNormBlock",
     "SharedAttention",
+    "SingleBranchBlock",
     "SpatialFrequencyFusion",
     "SpatialMambaBlock",
     "WaveletMambaBlock",

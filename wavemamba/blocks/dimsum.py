@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from wavemamba.blocks.fusion import SpatialFrequencyFusion
 from wavemamba.blocks.map_block import MapBlock, expect_branch, expect_fit
+from wavemamba.blocks.pre_norm import PreNormBlock
 from wavemamba.blocks.spatial import SpatialMambaBlock
 from wavemamba.blocks.wavelet import WaveletMambaBlock
-from wavemamba.errors import ConfigError, ShapeError
-from wavemamba.layers import AdaLN, DropPath, add_norm, gated_residual, make_mlp, make_norm, modulate
+from wavemamba.errors import ConfigError
 from wavemamba.layers.norm import Norm
 from wavemamba.layers.part_checks import expect_part, expect_result
 
 
-class DiMSUMBlock(MapBlock):
+class DiMSUMBlock(PreNormBlock):
     """Pre-norm block that carries `(x, residual)` along the depth.
 
         residual = residual + drop_path(x);  n = norm(residual)
@@ -30,8 +32,8 @@ class DiMSUMBlock(MapBlock):
         spatial: a `Branch`, called as `spatial(x, cond)` on (B, H, W, C / 2); None: `SpatialMambaBlock(C / 2)`.
         frequency: the same on frequencies; None: `WaveletMambaBlock(C / 2)`.
         fusion: a `Fusion`, two maps of width C / 2 -> (B, H, W, C); None: `SpatialFrequencyFusion(C)`.
-        mlp: (..., C) -> (..., C); None: the gated MLP of ratio 4.
-        norm: "rms", "layer", or a function of the width that makes a norm, called twice.
+        mlp: (..., C) -> (..., C); None: the gated MLP of ratio 4; "none": no feed-forward step, `x = h`.
+        norm: "rms", "layer", or a function of the width that makes a norm, called once for each norm.
         drop_path: probability in [0, 1) that training drops `x` of a sample before it is added to the residual.
         channels_first: take and return (B, C, H, W), `residual` too.
 
@@ -49,17 +51,15 @@ class DiMSUMBlock(MapBlock):
         spatial: nn.Module | None = None,
         frequency: nn.Module | None = None,
         fusion: nn.Module | None = None,
-        mlp: nn.Module | None = None,
+        mlp: nn.Module | Literal["none"] | None = None,
         norm: Norm = "rms",
         drop_path: float = 0.0,
         channels_first: bool = False,
     ) -> None:
-        super().__init__(dim, cond_dim, channels_first=channels_first)
+        super().__init__(dim, cond_dim, norm=norm, drop_path=drop_path, channels_first=channels_first)
         if dim % 2:
             raise ConfigError(f"dim: expected an even width, got {dim}")
         half = dim // 2
-        self.norm = make_norm(norm, dim)
-        self.drop_path = DropPath(drop_path)
         self.spatial = (
             SpatialMambaBlock(half, cond_dim) if spatial is None else expect_branch("spatial", spatial, half, cond_dim)
         )
@@ -73,49 +73,12 @@ class DiMSUMBlock(MapBlock):
         )
         if isinstance(self.fusion, MapBlock):
             expect_fit("fusion", self.fusion, dim)
-        self.norm_mlp = make_norm(norm, dim)
-        self.mlp = make_mlp(dim) if mlp is None else expect_part("mlp", mlp, ("x",))
-        self.modulation = None if cond_dim is None else AdaLN(dim, cond_dim)
-        if self.modulation is not None:
-            self.modulation.zero_()
+        self.end_in(mlp, norm)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the block.
-
-        Args:
-            x: (B, H, W, C), any H, W >= 1: what the block before returned.
-            cond: (B, cond_dim), or None where the block was built without.
-            residual: (B, H, W, C) in float32, what the block before returned; None at the first block.
-
-        Returns:
-            The new `x` (B, H, W, C) and `residual` (B, H, W, C) in float32 (float64 for float64 inputs).
-
-        Raises:
-            ShapeError: a size does not fit, or the condition is missing or unexpected.
-        """
-        x = self.enter(x)
-        self.check_cond(cond, x.shape[0])
-        if residual is not None:
-            residual = self.enter(residual, "residual", remedy="pass what the block before returned")
-            if residual.shape != x.shape:
-                raise ShapeError(
-                    f"residual: expected the shape of x {tuple(x.shape)}, got {tuple(residual.shape)}; "
-                    "pass what the block before returned"
-                )
-        n, residual = add_norm(x if residual is None else self.drop_path(x), residual, self.norm)
-        h = n + self._mix(n, cond)
-        if self.modulation is None or cond is None:
-            return self.leave(h + self._feed_forward(self.norm_mlp(h))), self.leave(residual)
-        (step,) = self.modulation(cond)
-        update = self._feed_forward(modulate(self.norm_mlp(h), step.shift, step.scale))
-        return self.leave(gated_residual(h, update, step.gate)), self.leave(residual)
-
-    def _mix(self, n: Tensor, cond: Tensor | None) -> Tensor:
+    def mix(self, n: Tensor, cond: Tensor | None) -> Tensor:
+        """Both branches, fused, added to their input."""
         s, f = n.chunk(2, dim=-1)
         half, meaning = tuple(s.shape), "(B, H, W, C / 2)"
         s = expect_result("spatial", self.spatial(s, cond), half, meaning)
         f = expect_result("frequency", self.frequency(f, cond), half, meaning)
-        return expect_result("fusion", self.fusion(s, f), tuple(n.shape), "(B, H, W, C)")
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return expect_result("mlp", self.mlp(x), tuple(x.shape), "(B, H, W, C)")
+        return n + expect_result("fusion", self.fusion(s, f), tuple(n.shape), "(B, H, W, C)")

@@ -8,10 +8,12 @@ from wavemamba.layers.mixers.selective_ssm import SelectiveSSM
 from wavemamba.layers.mlp import GatedMlp, Mlp, make_mlp
 from wavemamba.layers.modulation import AdaLN, Modulation, gated_residual, modulate
 from wavemamba.layers.norm import LayerNorm, RMSNorm, add_norm, make_norm
+from wavemamba.layers.positions import ConditionalPositions, RotaryPositions
 from wavemamba.layers.weight_decay import parameter_groups, undecayed_names
 
 __all__ = [
     "AdaLN",
+    "ConditionalPositions",
     "CrossAttention",
     "DropPath",
     "GatedMlp",
@@ -24,6 +26,7 @@ __all__ = [
     "Modulation",
     "PatchEmbed",
     "RMSNorm",
+    "RotaryPositions",
     "S4DMixer",
     "SelectiveSSM",
     "SelfAttention",

@@ -10,9 +10,9 @@ from torch import nn
 from wavemamba.names import choose
 from wavemamba.registry import Registry
 
-PartMaker = Callable[[Any, Any], nn.Module]
+PartMaker = Callable[[Any, Any], nn.Module | None]
 _Maker = TypeVar("_Maker", bound=PartMaker)
-PART_KINDS = ("mixer", "fusion", "attention", "mlp", "norm")
+PART_KINDS = ("positions", "spatial", "frequency", "mixer", "fusion", "attention", "mlp", "norm")
 _parts: dict[str, Registry[PartMaker]] = {
     kind: Registry(kind, f'add one with wavemamba.models.register_part("{kind}", name)') for kind in PART_KINDS
 }
@@ -23,10 +23,11 @@ def register_part(kind: str, name: str) -> Callable[[_Maker], _Maker]:
     """Make a part known by a name, which the option of that kind then takes: `create_model(..., mixer="mine")`.
 
     A decorator of a function `(config, spec) -> nn.Module`, where `config` is the model's configuration and `spec` says
-    what is particular to the block. The folder of a saved model holds the name alone: register it before loading.
+    what is particular to the block; for "positions", which belong to no block, it is None. The folder of a saved model
+    holds the name alone: register it before loading.
 
     Args:
-        kind: "mixer", "fusion", "attention", "mlp" or "norm".
+        kind: "positions", "spatial", "frequency", "mixer", "fusion", "attention", "mlp" or "norm".
         name: a name that is not taken.
 
     Raises:
@@ -53,7 +54,7 @@ def part_names(kind: str) -> tuple[str, ...]:
 
 
 def find_part(kind: str, name: str) -> PartMaker:
-    """What makes the part of a name; an unknown one is a `ConfigError`."""
+    """What makes the part of a name, or None for a name that stands for no part; an unknown one is a `ConfigError`."""
     return _parts[kind].find(name)
 
 

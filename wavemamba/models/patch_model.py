@@ -50,9 +50,11 @@ class OutputLayer(nn.Module):
 
 
 class PatchDiffusionModel(Recomputed, DiffusionModel):
-    """Patches as tokens with learnt positions, a condition of time and label, blocks, and an output layer.
+    """Patches as tokens with positions, a condition of time and label, blocks, and an output layer.
 
-    A family makes `self.blocks`; where these are not called as `block(x, cond) -> x`, it defines `run_blocks`.
+    A family makes `self.blocks`; where these are not called as `block(x, cond) -> x`, it defines `run_blocks`. Its
+    positions are a table that is added, `pos_embed`; a family that has others gives up the table by
+    `drop_position_table`, and defines `place`.
 
     Args:
         config: what the model is made of.
@@ -179,9 +181,21 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         check_image_and_time(self.config, x, t)
         self.check_condition(y, x.shape[0])
         cond = self.embed_condition(t, y, x.dtype)
-        tokens = self.patch_embed(x)
-        hidden: Tensor = tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
+        hidden = self.place(self.patch_embed(x), cond)
         return self.run_blocks(hidden, cond, keep or _forget), cond
+
+    def place(self, tokens: Tensor, cond: Any) -> Tensor:
+        """Give tokens (B, H, W, C) their positions; here the table's, resampled to the grid."""
+        return tokens + resample_position(self.pos_embed, tokens.shape[1], tokens.shape[2])
+
+    def drop_position_table(self) -> None:
+        """Have no `pos_embed`: `place` does without."""
+        self.register_parameter("pos_embed", None)
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether there is a `pos_embed`."""
+        return self._parameters["pos_embed"] is not None
 
     @property
     def num_features(self) -> int:
@@ -210,8 +224,9 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         """Initialise what is around the blocks: sine-cosine positions, normal(0.02) conditions, an output of zero."""
         self.patch_embed.reset_parameters()
         height, width = self.config.grid_size
-        with torch.no_grad():
-            self.pos_embed.copy_(sincos_position(height, width, self.config.dim))
+        if self.has_position_table:
+            with torch.no_grad():
+                self.pos_embed.copy_(sincos_position(height, width, self.config.dim))
         self.time_embed.reset_parameters()
         if self.label_embed is not None:
             self.label_embed.reset_parameters()
@@ -226,7 +241,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         """Names of the parameters that weight decay would harm: `A_log`, `D`, and the embedding tables."""
         return (
             undecayed_names(self)
-            | {"pos_embed"}
+            | ({"pos_embed"} if self.has_position_table else set())
             | ({"label_embed.table.weight"} if self.label_embed is not None else set())
         )
 
@@ -237,7 +252,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
             coarse: accepted for timm's sake; a block is one layer either way.
         """
         blocks: list[tuple[str, tuple[float, ...] | None]] = [(r"^blocks\.(\d+)", None), (r"^head", (99999,))]
-        return {"stem": r"^pos_embed|^patch_embed|^time_embed|^label_embed", "blocks": blocks}
+        return {"stem": r"^pos_embed|^positions|^patch_embed|^time_embed|^label_embed", "blocks": blocks}
 
     def adapt_state(self, state: dict[str, Tensor], changed: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
         """See `Model.adapt_state`: the table of classes, the positions, the patch layer and the output layer."""
@@ -301,9 +316,8 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         config = self.config.replace(num_classes=num_classes)
         table: LabelEmbed | None = None
         if num_classes:
-            table = LabelEmbed(num_classes, config.dim, config.class_dropout).to(
-                device=self.pos_embed.device, dtype=self.pos_embed.dtype
-            )
+            like = self.patch_embed.proj.weight
+            table = LabelEmbed(num_classes, config.dim, config.class_dropout).to(device=like.device, dtype=like.dtype)
             table.reset_parameters()
             table.train(self.training)
         self.config, self.label_embed = config, table
@@ -315,8 +329,9 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
             ConfigError: a side is no multiple of the patch's.
         """
         config = self.config.replace(img_size=img_size)
-        position = resample_position(self.pos_embed.detach(), *config.grid_size)
-        self.pos_embed = nn.Parameter(position.clone(), requires_grad=self.pos_embed.requires_grad)
+        if self.has_position_table:
+            position = resample_position(self.pos_embed.detach(), *config.grid_size)
+            self.pos_embed = nn.Parameter(position.clone(), requires_grad=self.pos_embed.requires_grad)
         self.config = config
 
     def extra_repr(self) -> str:

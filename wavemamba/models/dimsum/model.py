@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.layers import AdaLN, make_norm
-from wavemamba.layers.part_checks import expect_part
+from wavemamba.layers.part_checks import expect_part, expect_result
 from wavemamba.models.building import drawing_nothing
 from wavemamba.models.dimsum import parts
 from wavemamba.models.dimsum.config import DiMSUMConfig
@@ -42,6 +42,11 @@ class DiMSUM(PatchDiffusionModel):
     ) -> None:
         with drawing_nothing():
             super().__init__(config, make_block=make_block)
+            self.positions = parts.make_positions(config)
+            if self.positions is not None:
+                self.drop_position_table()
+            else:
+                self.pos_embed.requires_grad_(config.positions == "learnt")
             self.plan = layer_plan(config)
             blocks = ((make_block or parts.make_block)(config, spec) for spec in self.plan)
             self.blocks = nn.ModuleList(expect_part("block", block, ("x", "cond", "residual")) for block in blocks)
@@ -60,7 +65,9 @@ class DiMSUM(PatchDiffusionModel):
 
     def import_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[str], str]]:
         """See `Model.import_state`; the released code's names are known."""
-        return rename(state, self.config, len(self.attentions)) if is_released(state) else (dict(state), str)
+        if not is_released(state):
+            return dict(state), str
+        return rename(state, self.config, len(self.attentions), has_table=self.has_position_table)
 
     def reset_parameters(self) -> None:
         """Initialise as the released model: see the docstrings of the parts.
@@ -69,13 +76,19 @@ class DiMSUM(PatchDiffusionModel):
         the blocks' own modulation and the output layer are zero.
         """
         super().reset_parameters()
-        if self.pos_embed.is_meta:
+        if self.patch_embed.proj.weight.is_meta:
             return
         self.reset_linears_by_depth()
         for block in self.blocks:
             if isinstance(modulation := getattr(block, "modulation", None), AdaLN):
                 modulation.zero_()
         self.reset_embeddings()
+
+    def place(self, tokens: Tensor, cond: Any) -> Tensor:
+        """See `PatchDiffusionModel.place`."""
+        if self.positions is None:
+            return super().place(tokens, cond)
+        return expect_result("positions", self.positions(tokens, cond), tuple(tokens.shape), "(B, H, W, C)")
 
     def run_blocks(self, hidden: Tensor, cond: Any, keep: Callable[[int, Tensor], None]) -> Tensor:
         """See `PatchDiffusionModel.run_blocks`."""

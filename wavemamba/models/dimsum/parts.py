@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from wavemamba.blocks import DiMSUMBlock, SharedAttention, SpatialFrequencyFusion, SpatialMambaBlock, WaveletMambaBlock
+from wavemamba.blocks import (
+    DiMSUMBlock,
+    EinFFT,
+    PreNormBlock,
+    SharedAttention,
+    SingleBranchBlock,
+    SpatialFrequencyFusion,
+    SpatialMambaBlock,
+    WaveletMambaBlock,
+)
 from wavemamba.blocks.fusion import FUSION_MODES, FusionMode
-from wavemamba.layers import MambaMixer, make_mlp
+from wavemamba.errors import ConfigError
+from wavemamba.layers import ConditionalPositions, MambaMixer, RotaryPositions, make_mlp
 from wavemamba.layers.norm import NORMS, Norm
+from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec
 from wavemamba.models.part_registry import built_in_part, find_part
@@ -23,72 +35,135 @@ def make_block(
     frequency: nn.Module | None = None,
     fusion: nn.Module | None = None,
     mlp: nn.Module | None = None,
-) -> DiMSUMBlock:
+) -> PreNormBlock:
     """A block as the configuration has it; a function passed as `make_block=` can call it with parts of its own.
 
     Args:
         config: the model's options.
         spec: what is particular to the block.
-        spatial: see `DiMSUMBlock`.
-        frequency: see `DiMSUMBlock`.
+        spatial: see `DiMSUMBlock`; of width `config.branch_dim`.
+        frequency: see `DiMSUMBlock`; of width `config.branch_dim`.
         fusion: see `DiMSUMBlock`.
         mlp: see `DiMSUMBlock`.
+
+    Returns:
+        A `DiMSUMBlock`, or a `SingleBranchBlock` where the configuration has one branch.
     """
-    half, dim = config.dim // 2, config.dim
-    if spatial is None:
-        spatial = SpatialMambaBlock(half, dim, scan=spec.spatial_scan, mixer=make_mixer(config, spec))
-    if frequency is None:
-        frequency = WaveletMambaBlock(
-            half,
-            dim,
-            transform=config.transform,
-            levels=config.levels,
-            layout=config.layout,
-            scan=spec.frequency_scan,
-            mixer=make_mixer(config, spec),
-        )
-    return DiMSUMBlock(
-        dim,
-        dim,
-        spatial=spatial,
-        frequency=frequency,
-        fusion=make_fusion(config, spec) if fusion is None else fusion,
-        mlp=make_feed_forward(config, spec) if mlp is None else mlp,
-        norm=make_norms(config, spec),
-        drop_path=spec.drop_path,
-    )
+    spatial = make_spatial(config, spec) if spatial is None else spatial
+    frequency = make_frequency(config, spec) if frequency is None else frequency
+    if mlp is None and config.mlp_domain == "space":
+        mlp = make_feed_forward(config, spec)
+    common: dict[str, Any] = {
+        "mlp": "none" if mlp is None else mlp,
+        "norm": make_norms(config, spec),
+        "drop_path": spec.drop_path,
+    }
+    branch = frequency if spatial is None else spatial
+    if spatial is not None and frequency is not None:
+        fusion = make_fusion(config, spec) if fusion is None else fusion
+        return DiMSUMBlock(config.dim, config.dim, spatial=spatial, frequency=frequency, fusion=fusion, **common)
+    assert branch is not None  # which the configuration sees to
+    return SingleBranchBlock(config.dim, config.dim, branch=branch, **common)
+
+
+def make_positions(config: DiMSUMConfig) -> nn.Module | None:
+    """What gives the tokens their places: (B, H, W, C) with a condition, to the same shape; None: a table, added."""
+    part = find_part("positions", config.positions)(config, None)
+    return None if part is None else expect_part("positions", part, ("tokens", "cond"))
+
+
+def make_spatial(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module | None:
+    """The branch over the tokens: a map of width `branch_dim` with its condition, to the same shape; None: no such."""
+    return find_part("spatial", config.spatial)(config, spec)
+
+
+def make_frequency(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module | None:
+    """The branch over frequencies, as `make_spatial`."""
+    return find_part("frequency", config.frequency)(config, spec)
 
 
 def make_mixer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    """What runs along one sequence, of width C / 2, with conditions of width C."""
-    return find_part("mixer", config.mixer)(config, spec)
+    """What runs along one sequence, of width `branch_dim`, with conditions of width C."""
+    return _made("mixer", config.mixer, config, spec)
 
 
 def make_fusion(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     """What fuses the two branches: two maps of width C / 2 to one of width C."""
-    return find_part("fusion", config.fusion)(config, spec)
+    return _made("fusion", config.fusion, config, spec)
 
 
-def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    """The feed-forward layer of a block."""
+def make_feed_forward(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module | None:
+    """The feed-forward layer of a block, or None."""
     return find_part("mlp", config.mlp)(config, spec)
 
 
 def make_norms(config: DiMSUMConfig, spec: BlockSpec) -> Norm:
     """What makes the norms of a block from their width, which is C."""
-    make = find_part("norm", config.norm)
-    return lambda dim: make(config, spec)
+    return lambda dim: _made("norm", config.norm, config, spec)
 
 
 def make_attention(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     """What runs after a block on the hidden stream: a map of width C with its condition, to the same shape."""
-    return find_part("attention", config.attention)(config, spec)
+    return _made("attention", config.attention, config, spec)
+
+
+def _made(kind: str, name: str, config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    part = find_part(kind, name)(config, spec)
+    if part is None:
+        raise ConfigError(f"{kind}: expected a module from what makes {name!r}, got None; return one")
+    return part
+
+
+@built_in_part("positions", "learnt")
+@built_in_part("positions", "sincos")
+@built_in_part("spatial", "none")
+@built_in_part("frequency", "none")
+@built_in_part("mlp", "none")
+def _no_part(config: DiMSUMConfig, spec: BlockSpec | None) -> None:
+    """A name that stands for no module."""
+
+
+@built_in_part("positions", "rotary")
+def _rotary(config: DiMSUMConfig, spec: BlockSpec | None) -> nn.Module:
+    return RotaryPositions(config.dim)
+
+
+@built_in_part("positions", "conditional")
+def _conditional(config: DiMSUMConfig, spec: BlockSpec | None) -> nn.Module:
+    return ConditionalPositions(config.dim, config.dim)
+
+
+@built_in_part("spatial", "mamba")
+def _spatial(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return SpatialMambaBlock(config.branch_dim, config.dim, scan=spec.spatial_scan, mixer=make_mixer(config, spec))
+
+
+@built_in_part("frequency", "mamba")
+def _subbands(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    in_frequency = config.mlp_domain == "frequency"
+    return WaveletMambaBlock(
+        config.branch_dim,
+        config.dim,
+        transform=config.transform,
+        levels=config.levels,
+        layout=config.layout,
+        scaling=config.band_scaling,
+        scan=spec.frequency_scan,
+        mixer=make_mixer(config, spec),
+        mlp=make_feed_forward(config, spec) if in_frequency else None,
+        norm=make_norms(config, spec) if in_frequency else None,
+    )
+
+
+@built_in_part("frequency", "einfft")
+def _einfft(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return EinFFT(config.branch_dim, config.dim)
 
 
 @built_in_part("mixer", "mamba1")
 def _mamba1(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     return MambaMixer(
-        config.dim // 2,
+        config.branch_dim,
         d_state=config.d_state,
         bidirectional=config.bidirectional,
         cond_dim=None if config.conditioning == "none" else config.dim,

@@ -28,22 +28,23 @@ def layer_plan(config: DiMSUMConfig) -> tuple[BlockSpec, ...]:
 
     Block i scans the image column-major where `i % 4 >= 2`, backwards where i is odd, and the subbands column-major
     where i is odd. With a path family or two directions it does not alternate: block i walks path `i % 8` of the
-    family, or every block scans the image row-major both ways. `snake` turns every second row of both sequences.
+    family, or every block scans the image row-major both ways. `spatial_alternation` and `frequency_alternation` say
+    otherwise. `snake` turns every second row of both sequences.
 
     Source: how the released DiMSUM weights were trained, and what its variants compute.
     """
-    transform = frequency_transform(config.transform, config.levels)
     alternates = config.scan_path == "none" and not config.bidirectional
+    in_space = config.spatial_alternation or ("transpose_reverse" if alternates else "none")
+    in_frequency = config.frequency_alternation or ("transpose" if alternates else "none")
+    image = scan_order("snake" if config.snake else config.spatial_scan)
+    if config.frequency_scan == "subband":
+        bands = subband_scan(frequency_transform(config.transform, config.levels))
+    else:
+        bands = scan_order(config.frequency_scan)
     places = attention_places(config)
     specs = []
     for i in range(config.depth):
-        odd = alternates and i % 2 == 1
-        path = "snake" if config.snake else config.spatial_scan
-        spatial = scan_order(path, transpose=alternates and i % 4 >= 2, reverse=odd)
-        if config.frequency_scan == "subband":
-            frequency = subband_scan(transform, transpose=odd)
-        else:
-            frequency = scan_order(config.frequency_scan, transpose=odd)
+        spatial, frequency = _alternated(image, in_space, i), _alternated(bands, in_frequency, i)
         if config.snake:
             frequency = frequency.then(scan_order("snake"))
         if config.scan_path != "none":
@@ -53,6 +54,14 @@ def layer_plan(config: DiMSUMConfig) -> tuple[BlockSpec, ...]:
         rate = config.drop_path_rate * max(i - 1, 0) / max(config.depth - 1, 1)
         specs.append(BlockSpec(i, spatial, frequency, rate, places.get(i)))
     return tuple(specs)
+
+
+def _alternated(order: ScanOrder, alternation: str, index: int) -> ScanOrder:
+    """The order of block number `index`."""
+    odd, late = index % 2 == 1, index % 4 >= 2
+    if (alternation == "transpose" and odd) or (alternation == "transpose_reverse" and late):
+        order = order.transposed()
+    return order.reversed() if odd and alternation in ("reverse", "transpose_reverse") else order
 
 
 def attention_places(config: DiMSUMConfig) -> dict[int, int]:
