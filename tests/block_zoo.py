@@ -16,7 +16,8 @@ from wavemamba import (
     WaveletMambaBlock,
     scan_order,
 )
-from wavemamba.blocks import DiffuSSMBlock, ZigMaBlock
+from wavemamba.blocks import DiffuSSMBlock, EinFFT, SingleBranchBlock, ZigMaBlock
+from wavemamba.layers import make_mlp
 from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
@@ -36,12 +37,22 @@ BLOCKS = {
     "wavelet, no level": lambda cond: WaveletMambaBlock(DIM, cond, levels=0),
     "wavelet db2": lambda cond: WaveletMambaBlock(DIM, cond, transform="db2"),
     "wavelet dct": lambda cond: WaveletMambaBlock(DIM, cond, transform="dct", layout="interleaved"),
+    "wavelet, orthonormal, with an MLP": lambda cond: WaveletMambaBlock(
+        DIM, cond, levels=1, scaling="orthonormal", mlp=make_mlp(DIM, 2), norm="layer"
+    ),
+    "einfft": lambda cond: EinFFT(DIM, cond),
+    "einfft, one group": lambda cond: EinFFT(DIM, cond, blocks=1, threshold=0),
     "attention": lambda cond: SharedAttention(DIM, cond, num_heads=4),
     "attention, plain MLP": lambda cond: SharedAttention(DIM, cond, num_heads=4, mlp_ratio=2, gated_mlp=False),
     "dimsum": lambda cond: DiMSUMBlock(DIM, cond),
     "dimsum, linear fusion": lambda cond: DiMSUMBlock(DIM, cond, fusion=SpatialFrequencyFusion(DIM, mode="linear")),
     "dimsum, swapped keys": lambda cond: DiMSUMBlock(
         DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")
+    ),
+    "dimsum without an MLP": lambda cond: DiMSUMBlock(DIM, cond, frequency=EinFFT(DIM // 2, cond), mlp="none"),
+    "one branch": lambda cond: SingleBranchBlock(DIM, cond, branch=SpatialMambaBlock(DIM, cond, scan="snake")),
+    "one branch, no MLP": lambda cond: SingleBranchBlock(
+        DIM, cond, branch=WaveletMambaBlock(DIM, cond, mlp=make_mlp(DIM, 2)), mlp="none", norm="layer"
     ),
     "zigma": lambda cond: ZigMaBlock(DIM, cond, scan="snake"),
     "diffussm": lambda cond: DiffuSSMBlock(DIM, cond),

@@ -13,7 +13,7 @@ from wavemamba.models import load_pretrained, make_block, register_part
 from wavemamba.models.part_registry import PART_KINDS, find_part, part_names
 from wavemamba.scans import list_scan_orders, register_scan_order, scan_order
 
-OWN = {"decayed", "halved", "narrow", "sum", "scaled"}
+OWN = {"shifted", "averaged", "decayed", "halved", "narrow", "sum", "scaled"}
 EVERYTHING = {
     "conditioning": "conv_state",
     "bidirectional": True,
@@ -97,7 +97,7 @@ def own_block(config, spec):
 
 @register_part("mixer", "decayed")
 def decayed(config, spec):
-    return Decayed(config.dim // 2, 2.0)
+    return Decayed(config.branch_dim, 2.0)
 
 
 @register_part("norm", "halved")
@@ -120,6 +120,36 @@ class Sum(nn.Module):
         return self.proj(spatial + frequency)
 
 
+@register_part("positions", "shifted")
+class Shifted(nn.Module):
+    def __init__(self, config, spec):
+        super().__init__()
+        assert spec is None
+        self.shift = nn.Linear(config.dim, config.dim)
+
+    def forward(self, tokens, cond):
+        return tokens + self.shift(cond)[:, None, None]
+
+
+class Averaged(nn.Module):
+    def __init__(self, config, spec):
+        super().__init__()
+        self.proj = nn.Linear(config.branch_dim, config.branch_dim)
+
+    def forward(self, x, cond=None):
+        return x + self.proj(x.mean((1, 2), keepdim=True))
+
+
+@register_part("spatial", "averaged")
+def averaged(config, spec):
+    return Averaged(config, spec)
+
+
+@register_part("frequency", "averaged")
+def averaged_too(config, spec):
+    return Averaged(config, spec)
+
+
 @register_part("attention", "scaled")
 class Scaled(nn.Module):
     def __init__(self, config, spec):
@@ -137,7 +167,7 @@ def run(model):
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 2])
     out = model(x, t, y)
     (out * torch.randn_like(out)).sum().backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     return model.eval()(x, t, y), (x, t, y)
 
 
@@ -145,6 +175,9 @@ def run(model):
     ("given", "needs"),
     [
         ({"make_block": own_block}, {"make_block": f"{__name__}.own_block"}),
+        ({"positions": "shifted"}, {"positions": f"shifted: {__name__}.Shifted"}),
+        ({"spatial": "averaged"}, {"spatial": f"averaged: {__name__}.averaged"}),
+        ({"spatial": "none", "frequency": "averaged"}, {"frequency": f"averaged: {__name__}.averaged_too"}),
         ({"mixer": "decayed"}, {"mixer": f"decayed: {__name__}.decayed"}),
         ({"norm": "halved", "final_norm": True}, {"norm": f"halved: {__name__}.halved"}),
         ({"mlp": "narrow"}, {"mlp": f"narrow: {__name__}.narrow"}),
@@ -185,6 +218,11 @@ def test_an_own_part_trains_saves_and_loads(given, needs, tmp_path, monkeypatch)
         {"spatial_scan": "snake", "frequency_scan": "raster"},
         {"transform": "dct", "layout": "mosaic"},
         {"mixer": "Mamba1", "layout": "Mosaic", "fusion": "swap-k"},
+        {"frequency": "EinFFT", "positions": "rotary", "conditioning": "conv_state"},
+        {"frequency": "none", "mlp": "none", "positions": "conditional", "spatial_scan": "hilbert"},
+        {"spatial": "none", "mlp_domain": "frequency", "band_scaling": "orthonormal", "transform": "db2"},
+        {"mlp": "none", "spatial_alternation": "reverse", "frequency_alternation": "none", "positions": "sincos"},
+        {"spatial": "none", "frequency": "einfft", "positions": "Rotary"},
     ],
 )
 def test_common_choices_by_name(given, tmp_path):
@@ -195,6 +233,11 @@ def test_common_choices_by_name(given, tmp_path):
 
 
 BUILT_IN = [
+    ("positions", "rotary", "RotaryPositions"),
+    ("positions", "conditional", "ConditionalPositions"),
+    ("spatial", "mamba", "SpatialMambaBlock"),
+    ("frequency", "mamba", "WaveletMambaBlock"),
+    ("frequency", "einfft", "EinFFT"),
     ("mixer", "mamba1", "MambaMixer"),
     ("fusion", "cross", "SpatialFrequencyFusion"),
     ("fusion", "swap_k", "SpatialFrequencyFusion"),
@@ -216,8 +259,18 @@ def test_a_part_of_the_library_is_what_its_name_says(kind, name, made):
         assert model.blocks[0].fusion.mode == name
 
 
+NO_MODULE = {
+    ("positions", "learnt"),
+    ("positions", "sincos"),
+    ("spatial", "none"),
+    ("frequency", "none"),
+    ("mlp", "none"),
+}
+
+
 def test_every_name_of_a_part_has_one_maker():
-    ours = {kind: {name for part, name, _ in BUILT_IN if part == kind} for kind in PART_KINDS}
+    named = {(kind, name) for kind, name, _ in BUILT_IN} | NO_MODULE
+    ours = {kind: {name for part, name in named if part == kind} for kind in PART_KINDS}
     assert {kind: set(part_names(kind)) - OWN for kind in PART_KINDS} == ours
     with pytest.raises(ConfigError, match="register_part"):
         find_part("mixer", "mamba9")
@@ -239,6 +292,44 @@ def test_a_family_of_paths_added_to_scans_is_known_to_both_models():
     assert [block.scan for block in fixed.blocks] == paths[:1] * 3
 
 
+@pytest.mark.parametrize(
+    ("alternation", "turns"),
+    [
+        ("none", [(), (), (), (), ()]),
+        ("transpose", [(), ("transpose",), (), ("transpose",), ()]),
+        ("reverse", [(), ("reverse",), (), ("reverse",), ()]),
+        ("transpose_reverse", [(), ("reverse",), ("transpose",), ("transpose", "reverse"), ()]),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"bidirectional": True}])
+def test_how_scans_alternate(alternation, turns, more):
+    options = {"depth": 5, "spatial_scan": "snake", "frequency_scan": "hilbert", **more}
+    plan = tiny(**options, spatial_alternation=alternation, frequency_alternation=alternation).plan
+    for name in ("snake", "hilbert"):
+        expected = [scan_order(name, **dict.fromkeys(turn, True)) for turn in turns]
+        assert [getattr(spec, f"{'spatial' if name == 'snake' else 'frequency'}_scan") for spec in plan] == expected
+    default = tiny(**options).plan
+    in_space, in_frequency = ("none", "none") if more else ("transpose_reverse", "transpose")
+    if alternation == in_space:
+        assert [spec.spatial_scan for spec in default] == [spec.spatial_scan for spec in plan]
+    if alternation == in_frequency:
+        assert [spec.frequency_scan for spec in default] == [spec.frequency_scan for spec in plan]
+
+
+@pytest.mark.parametrize("scan", [*list_scan_orders(), "transposed(snake)", "raster.then(hilbert)"])
+def test_every_order_by_name_on_every_grid(scan):
+    scan = {"window": "window(window=3)"}.get(scan, scan)
+    model = tiny(depth=4, attention_every=0, spatial_scan=scan, frequency_scan=scan).eval()
+    for block in model.blocks:
+        nn.init.normal_(block.modulation.linear.weight, std=0.1)
+    nn.init.normal_(model.head.linear.weight)
+    for size in ((8, 8), (6, 10), (2, 14)):
+        out = model(torch.randn(1, 4, *size), torch.rand(1), torch.tensor([1]))
+        assert out.shape[2:] == size
+        assert torch.isfinite(out).all()
+        assert out.any()
+
+
 def test_scans_differ_from_block_to_block():
     plan = tiny(depth=4, spatial_scan="hilbert", frequency_scan="hilbert").plan
     assert len({spec.spatial_scan for spec in plan}) == 4
@@ -254,6 +345,15 @@ def test_scans_differ_from_block_to_block():
         ({"snake": True, "spatial_scan": "hilbert"}, "spatial_scan"),
         ({"make_blok": own_block}, "did you mean make_block"),
         ({"mlp": "gatd"}, "'gated'"),
+        ({"positions": "rotery"}, "did you mean 'rotary'"),
+        ({"frequency": "fft"}, "frequency: expected one of 'none', 'mamba', 'einfft'"),
+        ({"spatial_alternation": "flip"}, "'transpose_reverse'"),
+        ({"spatial": "none", "frequency": "none"}, "spatial, frequency: expected one that is not 'none'"),
+        ({"spatial": "none", "spatial_scan": "snake"}, "spatial_scan: expected 'raster' with spatial='none', got"),
+        ({"frequency": "einfft", "levels": 1}, "levels: expected 2 with frequency='einfft', got 1"),
+        ({"frequency": "none", "fusion": "linear"}, "fusion: expected 'cross' with a single branch, got 'linear'"),
+        ({"mlp_domain": "frequency"}, "mlp_domain: expected 'space' but for spatial='none', frequency='mamba'"),
+        ({"frequency": "einfft", "dim": 36, "fusion_heads": 2, "attention_every": 0}, "a divisor of the width 18"),
     ],
 )
 def test_misspelt_parts_are_named(given, message):

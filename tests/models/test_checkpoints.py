@@ -7,7 +7,9 @@ import re
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from support import GOLDEN, golden_model, relative_error
 
@@ -112,8 +114,83 @@ def test_every_missing_name_is_listed_as_the_released_code_calls_it(name):
         from_released({"x_embedder.surplus": torch.zeros(1)}, config)
     listed = set(re.findall(r"missing: (\S+)", str(error.value)))
     inert = {key for key in state if "cond_proj" in key or "zigzag_paths" in key}
+    inert |= {"pos_embed"} if config.get("pe_type") == "rope" else set()
     spare = {key for key in state if re.match(r"attn_block\.[1-9]", key)}  # may have no place to run in
     assert state.keys() - inert - spare <= listed <= state.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("dct", {"blocks.0.freq_mamba.dct_conv.weight": (256, 1, 4, 4)}),
+        ("wave", {"blocks.0.dwt.w_ll": (1, 1, 2, 2), "blocks.0.idwt.filters": (4, 1, 2, 2)}),
+        ("einfft", {}),
+        ("raw", {}),
+    ],
+)
+def test_what_names_tell_of_the_blocks_is_inferred(name, constants):
+    """All but how often attention runs, and what matters in training alone."""
+    config, state, _ = golden_model(f"variants/{name}")
+    expected = from_released(state, config)
+    model = from_released({**state, **{key: torch.zeros(shape) for key, shape in constants.items()}})
+    assert model.config.replace(attention_every=2, class_dropout=0.1, drop_path_rate=0.1) == expected.config
+    assert model.state_dict().keys() == expected.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["linear", "window"])
+def test_blocks_of_one_shape_are_told_by_the_configuration_alone(name, tmp_path):
+    config, state, golden = golden_model(f"variants/{name}")
+    with pytest.raises(CheckpointError, match="linear, window or wave ones; pass `config`"):
+        from_released(state)
+    torch.save({"ema": state}, tmp_path / "0001.pt")
+    assert_is_golden(load_released(tmp_path / "0001.pt", config=config), golden)
+
+
+def test_a_layer_of_modulation_that_is_cut_in_two_is_told_by_its_rows():
+    config, state, _ = golden_model("variants/linear")
+    key = "blocks.1.adaLN_modulation.1.bias"
+    with pytest.raises(CheckpointError, match=rf"wrong shape: {key} rows 96 to 191, expected \(96,\), got \(4,\)"):
+        from_released({**state, key: state[key][:100]}, config)
+    raw, raw_state, _ = golden_model("variants/raw")
+    with pytest.raises(CheckpointError, match=rf"wrong shape: {key}, expected \(96,\), got \(192,\)"):
+        from_released({**raw_state, key: torch.zeros(192)}, raw)
+
+
+@pytest.mark.parametrize(("rival", "family"), [("dit", "DiT"), ("zigma_v2", "ZigMa"), ("zigma_text", "ZigMa")])
+def test_another_familys_weights_are_named(rival, family):
+    with safe_open(GOLDEN / "rivals" / f"{rival}.safetensors", "pt") as file:
+        shapes = json.loads(file.metadata()["all"])
+    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    for config in (None, golden_model("variants/raw")[0]):
+        with pytest.raises(CheckpointError, match=f"got names of a {family}; wavemamba.models.{family.lower()} reads"):
+            from_released(state, config)
+
+
+def test_conditional_positions_are_what_the_released_code_would_compute(golden):
+    """It has the layers, and stops at a misspelt name: here by hand, in float64."""
+    config, state, tensors = golden
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "proj.0.weight": (32, 1, 3, 3), "proj.0.bias": (32,), "norm.weight": (32,), "norm.bias": (32,),
+        "adaLN_modulation.1.weight": (64, 32), "adaLN_modulation.1.bias": (64,),
+    }  # fmt: skip
+    state = dict(state)
+    state.update({f"pos_cnn.{key}": torch.randn(shape, generator=generator) for key, shape in shapes.items()})
+    model = from_released(state, {**config, "pe_type": "cpe"}).double()
+    part = {key: state[f"pos_cnn.{key}"].double() for key in shapes}
+    x, t, y = tensors["in.x"].double(), tensors["in.t"].double(), tensors["in.y"]
+    cond = model.embed_condition(t, y)
+    embedded = F.conv2d(x, state["x_embedder.proj.weight"].double(), state["x_embedder.proj.bias"].double(), stride=2)
+    seen = embedded + F.conv2d(embedded, part["proj.0.weight"], part["proj.0.bias"], padding=1, groups=32)
+    normed = F.layer_norm(seen.permute(0, 2, 3, 1), (32,), part["norm.weight"], part["norm.bias"], eps=1e-5)
+    modulation = F.silu(cond) @ part["adaLN_modulation.1.weight"].T + part["adaLN_modulation.1.bias"]
+    shift, scale = modulation[:, None, None].chunk(2, dim=-1)
+    placed = model.place(model.patch_embed(x), cond)
+    assert relative_error(placed, normed * (1 + scale) + shift) < 1e-6
+    assert model(x, t, y).shape == x.shape
+    assert model.config.positions == "conditional"
+    inferred = from_released({**state}).config
+    assert inferred.positions == "conditional"
 
 
 def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
@@ -213,7 +290,13 @@ def test_shapes_that_tell_nothing_are_named(golden, name, value):
         ({"use_attn_every_k_layers": "4"}, "use_attn_every_k_layers"),
         ({"label_dropout": None}, "label_dropout"),
         ({"img_resolution": [16]}, "img_size"),
-        ({"pe_type": "cpe"}, "pe_type"),
+        ({"pe_type": "alibi"}, "pe_type: expected ape or rope or cpe"),
+        ({"pe_type": "cpe"}, r"missing: pos_cnn\.proj\.0\.weight"),
+        ({"block_type": ["raw"]}, "block_type: expected combined or combined_fourier or"),
+        ({"block_type": "linear"}, r"not in the model: blocks\.0\.spatial_mamba\.mixer\.A_log"),
+        ({"block_type": "combined_fourier", "scan_type": "v2"}, "scan_type: expected 'none' with block_type="),
+        ({"block_type": "combined_fourier", "scanning_continuity": True}, "scanning_continuity: expected False with"),
+        ({"block_type": "wave", "use_gated_mlp": False}, "use_gated_mlp: expected True with block_type='wave'"),
     ],
 )
 def test_bad_released_configurations(golden, change, message):

@@ -14,6 +14,33 @@ from wavemamba.models import load_pretrained
 
 CASES = {
     "dimsum": ("dimsum_tiny", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
+    **{
+        f"dimsum-{name}": ("dimsum_tiny", {"attention_every": 2, "attention_heads": 2, **options})
+        for name, options in {
+            "dct": {
+                "fusion_heads": 2,
+                "transform": "dct",
+                "layout": "interleaved",
+                "band_scaling": "orthonormal",
+                "frequency_scan": "jpeg",
+                "positions": "sincos",
+            },
+            "einfft": {"fusion_heads": 2, "frequency": "einfft", "positions": "rotary", "spatial_scan": "hilbert"},
+            "raw": {"frequency": "none", "mlp": "none", "positions": "conditional", "conditioning": "conv_state"},
+            "window": {
+                "frequency": "none",
+                "spatial_scan": "window(window=4)",
+                "spatial_alternation": "transpose",
+                "final_norm": True,
+            },
+            "wave": {
+                "spatial": "none",
+                "frequency_scan": "raster",
+                "frequency_alternation": "transpose_reverse",
+                "mlp_domain": "frequency",
+            },
+        }.items()
+    },
     "dit": ("dit_s2", {"num_heads": 2}),
     "sit": ("sit_s4", {"num_heads": 2}),
     "diffussm": ("diffussm_s", {}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,12 +77,12 @@ class EinFFT(MapBlock, UndecayedParameters):
         self.check_cond(cond, x.shape[0])
         grid = (x.shape[1], x.shape[2])
         groups = x.flatten(1, 2).unflatten(-1, (self.blocks, self.dim // self.blocks))  # (B, L, blocks, C / blocks)
-        spectrum = torch.fft.fft2(groups.to(accumulation_dtype(x.dtype)), dim=(1, 2), norm="ortho")
+        spectrum = _over_tokens_and_groups(torch.fft.fft2, groups.to(accumulation_dtype(x.dtype)))
         z = torch.cat([spectrum.real, spectrum.imag], dim=-1)
         z = F.relu(_complex_linear(z, self.weight1, self.bias1))
         z = _complex_linear(z, self.weight2, self.bias2).to(accumulation_dtype(x.dtype))
         real, imaginary = F.softshrink(z, self.threshold).chunk(2, dim=-1)
-        mixed = torch.fft.ifft2(torch.complex(real, imaginary), dim=(1, 2), norm="ortho").real
+        mixed = _over_tokens_and_groups(torch.fft.ifft2, torch.complex(real, imaginary)).real
         return self.leave(mixed.flatten(2).unflatten(1, grid).to(x.dtype))
 
     def reset_parameters(self) -> None:
@@ -91,6 +93,12 @@ class EinFFT(MapBlock, UndecayedParameters):
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"{super().extra_repr()}, blocks={self.blocks}, threshold={self.threshold}"
+
+
+def _over_tokens_and_groups(transform: Callable[..., Tensor], z: Tensor) -> Tensor:
+    if z.shape[0] == 0:
+        return z + 0j  # PyTorch's transforms on the CPU refuse an empty batch
+    return transform(z, dim=(1, 2), norm="ortho")
 
 
 def _complex_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

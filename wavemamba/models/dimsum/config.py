@@ -145,6 +145,11 @@ class DiMSUMConfig(PatchConfig):
         frequency_transform(self.transform, self.levels)
 
     @property
+    def learns_positions(self) -> bool:
+        """Whether the table of positions, where there is one, is trained."""
+        return self.positions == "learnt"
+
+    @property
     def has_both_branches(self) -> bool:
         """Whether a block has a spatial and a frequency branch."""
         return self.spatial != "none" and self.frequency != "none"

@@ -45,8 +45,6 @@ class DiMSUM(PatchDiffusionModel):
             self.positions = parts.make_positions(config)
             if self.positions is not None:
                 self.drop_position_table()
-            else:
-                self.pos_embed.requires_grad_(config.positions == "learnt")
             self.plan = layer_plan(config)
             blocks = ((make_block or parts.make_block)(config, spec) for spec in self.plan)
             self.blocks = nn.ModuleList(expect_part("block", block, ("x", "cond", "residual")) for block in blocks)
