@@ -45,6 +45,15 @@ def from_released(
         CheckpointError: a name is missing, extra or misshapen, or the names are those of another family.
         ConfigError: a keyword is missing or unknown, or a value is out of range.
     """
+    return _model(state_dict, config, release, copy=True)
+
+
+def load_released(path: str | os.PathLike[str], weights: WeightsPart = "ema", *, release: str = "dit") -> DiT:
+    """Read a released `.pt` file; nothing in it is run. See `from_released`."""
+    return _model(read_weights(path, weights), None, release, copy=False)
+
+
+def _model(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None, release: str, *, copy: bool) -> DiT:
     if not isinstance(state_dict, Mapping) or not is_state(state_dict) or not NAMES.are_in(state_dict):
         came = list(state_dict)[:5] if isinstance(state_dict, Mapping) else type(state_dict).__name__
         raise CheckpointError(
@@ -56,12 +65,7 @@ def from_released(
     learns = options.pop("learn_sigma")
     variance = "none" if not learns else "returned" if chosen == "dit" else "dropped"
     clock = "diffusion" if chosen == "dit" else "flow"
-    return model_from(lambda: DiT(DiTConfig(**options, clock=clock, variance=variance)), state_dict, copy=True)
-
-
-def load_released(path: str | os.PathLike[str], weights: WeightsPart = "ema", *, release: str = "dit") -> DiT:
-    """Read a released `.pt` file; nothing in it is run. See `from_released`."""
-    return from_released(read_weights(path, weights), release=release)
+    return model_from(lambda: DiT(DiTConfig(**options, clock=clock, variance=variance)), state_dict, copy=copy)
 
 
 def _translated(released: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,15 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
         CheckpointError: a name is missing, extra or misshapen, or the names are those of another family.
         ConfigError: a keyword is missing or unknown, or asks for what this library has not.
     """
+    return _model(state_dict, config, copy=True)
+
+
+def load_released(path: str | os.PathLike[str], config: Mapping[str, Any], weights: WeightsPart = "ema") -> ZigMa:
+    """Read a released `.pt` file; nothing in it is run. See `from_released`."""
+    return _model(read_weights(path, weights), config, copy=False)
+
+
+def _model(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, copy: bool) -> ZigMa:
     options = _translated(config)
     if not isinstance(state_dict, Mapping) or not is_state(state_dict) or not names_for(options).are_in(state_dict):
         came = list(state_dict)[:5] if isinstance(state_dict, Mapping) else type(state_dict).__name__
@@ -49,12 +58,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
             f"expected tensors with the released ZigMa names, such as 'blocks.0.mixer.A_log', got {came}; another "
             "family's files are read by its own from_released"
         )
-    return model_from(lambda: ZigMa(options), state_dict, copy=True)
-
-
-def load_released(path: str | os.PathLike[str], config: Mapping[str, Any], weights: WeightsPart = "ema") -> ZigMa:
-    """Read a released `.pt` file; nothing in it is run. See `from_released`."""
-    return from_released(read_weights(path, weights), config)
+    return model_from(lambda: ZigMa(options), state_dict, copy=copy)
 
 
 def _translated(released: Mapping[str, Any]) -> ZigMaConfig:
