@@ -24,7 +24,7 @@ from common import table
 from torch import Tensor
 
 from wavemamba import WavemambaError
-from wavemamba.ops import causal_conv1d, from_haar_map, selective_scan, to_haar_map, use_backend
+from wavemamba.ops import causal_conv1d, from_haar_map, gla_scan, selective_scan, ssd_scan, to_haar_map, use_backend
 from wavemamba.transforms import frequency_transform
 
 T = TypeVar("T")
@@ -135,6 +135,51 @@ def draw_scan(draw: Draw, backend: str) -> Trial:
     return Trial("scan", backend, inputs, call, _told(options))
 
 
+def draw_ssd(draw: Draw, backend: str) -> Trial:
+    backend = "reference" if backend == "reference" else "torch"  # it has no kernels of its own
+    batch, length = draw.one_of((0, 1, 1, 2, 3)), draw.one_of(LENGTHS)
+    groups, states, width = draw.one_of((1, 1, 2, 3)), draw.one_of((1, 2, 7, 16)), draw.one_of((1, 2, 5, 16))
+    heads = groups * draw.one_of((1, 2, 3))
+    row = (batch, length, heads, width)
+    values = {"x": draw.normal(*row), "dt": draw.normal(*row[:3]), "A": -draw.normal(heads).abs() - 0.1}
+    values |= {name: draw.normal(batch, length, groups, states) for name in "BC"}
+    optional = {"D": draw.one_of(((heads,), (heads, width))), "z": row, "dt_bias": (heads,)}
+    optional["initial_state"] = (batch, heads, width, states)
+    values |= {name: draw.normal(*shape) for name, shape in optional.items() if draw.chance(0.6)}
+    dtypes = draw.dtypes(list(values), backend)
+    inputs = {name: draw.dress(value, dtypes[name]) for name, value in values.items()}
+    softplus = draw.chance(0.7)
+    options: dict[str, Any] = {"dt_softplus": softplus, "seq_idx": draw.seq_idx(batch, length)}
+    options["dt_limit"] = draw.one_of(((0.0, float("inf")), (0.0, 1.0)))  # a negative step lets the states grow
+    options["chunk_size"] = draw.one_of((1, 2, 5, 16, 64))
+
+    def call(inputs: dict[str, Tensor], backend: str) -> Results:
+        y, last = ssd_scan(**inputs, **options, return_last_state=True, backend=backend)
+        return {"y": y, "last_state": last}
+
+    return Trial("ssd", backend, inputs, call, _told(options))
+
+
+def draw_gla(draw: Draw, backend: str) -> Trial:
+    backend = "reference" if backend == "reference" else "torch"
+    batch, length, heads = draw.one_of((0, 1, 1, 2, 3)), draw.one_of(LENGTHS), draw.one_of((1, 2, 3))
+    keys, width = draw.one_of((1, 2, 7, 16)), draw.one_of((1, 2, 5, 16))
+    values = {name: draw.normal(batch, length, heads, keys) for name in ("q", "k", "log_decay")}
+    values["log_decay"] = -values["log_decay"].abs() * draw.one_of((0.0, 0.1, 1.0, 40.0))
+    values["v"] = draw.normal(batch, length, heads, width)
+    if draw.chance(0.6):
+        values["initial_state"] = draw.normal(batch, heads, keys, width)
+    dtypes = draw.dtypes(list(values), backend)
+    inputs = {name: draw.dress(value, dtypes[name]) for name, value in values.items()}
+    options = {"seq_idx": draw.seq_idx(batch, length), "chunk_size": draw.one_of((1, 2, 5, 16, 64))}
+
+    def call(inputs: dict[str, Tensor], backend: str) -> Results:
+        y, last = gla_scan(**inputs, **options, return_last_state=True, backend=backend)
+        return {"y": y, "last_state": last}
+
+    return Trial("gla", backend, inputs, call, _told(options))
+
+
 def draw_conv(draw: Draw, backend: str) -> Trial:
     small = backend == "triton"
     batch, length = draw.one_of((0, 1, 1, 2, 3)), draw.one_of(LENGTHS[:7] if small else LENGTHS)
@@ -196,6 +241,8 @@ def _told(options: dict[str, Any]) -> dict[str, Any]:
 
 DRAWS: dict[str, Callable[[Draw, str], Trial]] = {
     "scan": draw_scan,
+    "ssd": draw_ssd,
+    "gla": draw_gla,
     "conv": draw_conv,
     "haar": draw_haar,
     "transform": draw_transform,
@@ -205,7 +252,7 @@ DRAWS: dict[str, Callable[[Draw, str], Trial]] = {
 def draw_trial(seed: int, case: int, triton: float) -> Trial:
     draw = Draw(seed, case)
     backend = "triton" if draw.chance(triton) else draw.one_of(("numba", "numba", "torch", "reference"))
-    return DRAWS[draw.one_of(("scan", "scan", "conv", "conv", "haar", "transform"))](draw, backend)
+    return DRAWS[draw.one_of(("scan", "scan", "ssd", "gla", "conv", "conv", "haar", "transform"))](draw, backend)
 
 
 def evaluate(trial: Trial, inputs: dict[str, Tensor], backend: str) -> Results | str:

@@ -68,6 +68,7 @@ def everything() -> dict[str, Run]:
             lambda x, w: ops.causal_conv1d(x, w, activation="silu"), normal(1, side**2, DIM), normal(DIM, 4)
         ),
         "op: ssd_scan": ssd_scan,
+        "op: gla_scan": gla_scan,
         "layer: resample_position": lambda side: step(
             lambda x: resample_position(x, 2 * side, 2 * side), normal(1, side, side, DIM)
         ),
@@ -160,6 +161,12 @@ def ssd_scan(side: int) -> Callable[[], Tensor]:
     B, C = normal(1, side**2, 1, STATE), normal(1, side**2, 1, STATE).flip(1)
     A = -torch.rand(heads) - 0.1
     return step(lambda x, delta, B, C: ops.ssd_scan(x, delta, A, B, C, dt_softplus=True), x, delta, B, C)
+
+
+def gla_scan(side: int) -> Callable[[], Tensor]:
+    heads = 4
+    values, keys = normal(1, side**2, heads, DIM // heads), normal(1, side**2, heads, STATE)
+    return step(lambda q, k, v, g: ops.gla_scan(q, k, v, -g.abs()), keys, keys.flip(1), values, keys / 16)
 
 
 def permutation(side: int) -> Callable[[], Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wavemamba import ops
 from wavemamba.ops.causal_conv1d import BACKENDS as CONV_BACKENDS
 from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.gla_scan import BACKENDS as GLA_BACKENDS
 from wavemamba.ops.haar import BACKENDS as HAAR_BACKENDS
 from wavemamba.ops.selective_scan import BACKENDS as SCAN_BACKENDS
 from wavemamba.ops.ssd_scan import BACKENDS as SSD_BACKENDS
@@ -35,6 +36,14 @@ def _ssd() -> dict[str, Tensor]:
     return inputs | {"A": -inputs["A"].abs()}
 
 
+def _gla() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q": (2, 5, 2, 3), "k": (2, 5, 2, 3), "v": (2, 5, 2, 4), "log_decay": (2, 5, 2, 3)}
+    shapes |= {"initial_state": (2, 2, 3, 4)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return inputs | {"log_decay": -inputs["log_decay"].abs()}
+
+
 def _image() -> dict[str, Tensor]:
     return {"x": torch.randn(2, 4, 8, 5, generator=torch.Generator().manual_seed(0))}
 
@@ -43,6 +52,7 @@ EXAMPLES = {
     "selective_scan": (ops.selective_scan, _scan, {"delta_softplus": True, "return_last_state": True}, SCAN_BACKENDS),
     "causal_conv1d": (ops.causal_conv1d, _conv, {"activation": "silu"}, CONV_BACKENDS),
     "ssd_scan": (ops.ssd_scan, _ssd, {"dt_softplus": True, "return_last_state": True}, SSD_BACKENDS),
+    "gla_scan": (ops.gla_scan, _gla, {"return_last_state": True}, GLA_BACKENDS),
     "to_haar_map": (ops.to_haar_map, _image, {"levels": 2, "layout": "channel"}, HAAR_BACKENDS),
     "from_haar_map": (ops.from_haar_map, _image, {"levels": 2, "layout": "mosaic"}, HAAR_BACKENDS),
 }

@@ -187,7 +187,7 @@ def test_loss_on_the_last_state_alone(scan_call, setting):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_empty_batch_gives_an_empty_result(call, dtype):
-    batched = {"u", "delta", "B", "C", "z", "initial_state", "x", "dt"}
+    batched = {"u", "delta", "B", "C", "z", "initial_state", "x", "dt", "q", "k", "v", "log_decay"}
     inputs = {k: (v[:0] if k in batched else v).to(dtype) for k, v in call.inputs.items()}
     results = call.with_gradients(inputs)
     assert all(results[i].shape == y[:0].shape for i, y in enumerate(call()))
@@ -218,7 +218,7 @@ def test_empty_sides_are_named(case):
 
 def test_every_input_of_a_single_step_has_a_gradient(call):
     """Otherwise distributed training meets an unused parameter."""
-    along = {"u", "delta", "B", "C", "z", "x", "dt"}
+    along = {"u", "delta", "B", "C", "z", "x", "dt", "q", "k", "v", "log_decay"}
     inputs = call.inputs
     if "haar" not in call.op:
         inputs = {k: v[:, :1] if k in along else v for k, v in inputs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -13,6 +14,10 @@ from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF, Case
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_TRITON = (3, 3)
 """The kernels carry tuples through unrolled loops, which older releases cannot compile. torch 2.7 brings this one."""
+
+
+OLDEST_FLA = (0, 3)
+"""Older ones took heads before steps."""
 
 
 def _is_installed(module: str) -> bool:
@@ -29,11 +34,19 @@ def _triton_version() -> tuple[int, ...]:
         return OLDEST_TRITON
 
 
+def _fla_version() -> tuple[int, ...]:
+    for package in ("fla-core", "flash-linear-attention"):  # the second one held the kernels before there was a first
+        with contextlib.suppress(PackageNotFoundError):
+            return tuple(map(int, version(package).split(".")[:2]))
+    return OLDEST_FLA  # a checkout: new enough
+
+
 # Looked up once, without importing any: torch.compile reads plain values, and cannot look for packages itself.
 COMPILED_PART = {"mamba_ssm": "selective_scan_cuda", "causal_conv1d": "causal_conv1d_cuda"}
 """The extension that does the work of a CUDA package; newer mamba-ssm can be installed without."""
-INSTALLED = {name: _is_installed(name) for name in ("numba", "triton", *COMPILED_PART, *COMPILED_PART.values())}
+INSTALLED = {name: _is_installed(name) for name in ("numba", "triton", "fla", *COMPILED_PART, *COMPILED_PART.values())}
 TRITON_VERSION = _triton_version()
+FLA_VERSION = _fla_version() if INSTALLED["fla"] else OLDEST_FLA
 
 
 def numba(case: Case) -> str | None:
@@ -58,6 +71,10 @@ def triton(case: Case) -> str | None:
         return f"runs on a GPU, not on {case.device}"
     if case.dtype not in KERNEL_DTYPES:
         return f"computes in float32, so {case.dtype} goes to 'torch' or 'reference'"
+    return _triton_itself()
+
+
+def _triton_itself() -> str | None:
     if not INSTALLED["triton"]:
         return "triton is not installed"
     if TRITON_VERSION < OLDEST_TRITON:
@@ -80,4 +97,30 @@ def cuda_package(case: Case, module: str) -> str | None:
         return f"{module} is not installed"
     if not INSTALLED[COMPILED_PART[module]]:
         return f"{module} is installed without its compiled part, {COMPILED_PART[module]}"
+    return None
+
+
+def fla(case: Case) -> str | None:
+    """GPU tensors of 32 or 16 bits, with the Triton kernels of flash-linear-attention installed; none are compiled."""
+    if case.device != "cuda":
+        return f"runs on a GPU, not on {case.device}"
+    if case.dtype not in KERNEL_DTYPES:
+        return f"has no {case.dtype} kernel"
+    if not INSTALLED["fla"]:
+        return "fla is not installed"
+    if FLA_VERSION < OLDEST_FLA:
+        return f"needs fla-core {'.'.join(map(str, OLDEST_FLA))} or newer"
+    return _triton_itself()
+
+
+def chunk_kernels(case: Case) -> str | None:
+    """What no chunked kernel of another package can do: they are Python functions around products on tensor cores."""
+    if case.sizes.get("batch") == 0:
+        return "takes no empty batch"
+    if torch.compiler.is_compiling():
+        return "is no part of a graph that torch.compile makes"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "has no rule for torch.func"
+    if "float32 products" in case.features and torch.get_float32_matmul_precision() == "highest":
+        return "multiplies float32 in TF32, which torch.set_float32_matmul_precision('high') allows"
     return None

@@ -22,7 +22,7 @@ from torch import Tensor
 from wavemamba.errors import BackendUnavailable
 from wavemamba.names import nearest
 
-NAMES = ("reference", "torch", "numba", "triton", "mamba_ssm")
+NAMES = ("reference", "torch", "numba", "triton", "mamba_ssm", "fla")
 ENVIRONMENT_VARIABLE = "WAVEMAMBA_BACKEND"
 
 
@@ -101,7 +101,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the `with` block on one backend; other threads and tasks are not touched, inner blocks win.
 
     Args:
-        name: "auto", "reference", "torch", "numba", "triton" or "mamba_ssm".
+        name: "auto", "reference", "torch", "numba", "triton", "mamba_ssm" or "fla".
 
     Raises:
         BackendUnavailable: there is no backend of that name.

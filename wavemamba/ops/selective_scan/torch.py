@@ -20,8 +20,8 @@ def linear_recurrence(decay: Tensor, value: Tensor, starts: Tensor | None = None
     overflows where the decays are at most 1.
 
     Args:
-        decay: (B, L, ...).
-        value: (B, L, ...), of the same shape.
+        decay: (B, L, ...); further sides of 1 stand for any.
+        value: (B, L, ...).
         starts: bool, (B, L) with as many further sides of 1; None: nowhere.
 
     Returns:

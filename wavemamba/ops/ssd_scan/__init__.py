@@ -6,19 +6,21 @@ import math
 from typing import Literal, overload
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, float32
 
-from wavemamba.checks import expect_shape
+from wavemamba.checks import expect_shape, expect_size
 from wavemamba.dtypes import accumulation_dtype, autocast_off, widest_dtype
 from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops.dispatch.backend import Backend, Case, resolve, runs_everything
 from wavemamba.ops.dispatch.operands import expect_operands
 from wavemamba.ops.packed import expect_seq_idx
-from wavemamba.ops.ssd_scan import reference, torch
+from wavemamba.ops.ssd_scan import fla, mamba_ssm, reference, torch
 
 __all__ = ["BACKENDS", "ssd_scan"]
 
 BACKENDS: tuple[Backend, ...] = (
+    Backend("mamba_ssm", mamba_ssm.refuses, mamba_ssm.run),
+    Backend("fla", fla.refuses, fla.run),
     Backend("torch", runs_everything, torch.run),
     Backend("reference", runs_everything, reference.run, slow_on_gpu=True),
 )
@@ -91,9 +93,9 @@ def ssd_scan(
         H_l = exp(d_l A) H_{l-1} + d_l x_l B_l^T
         y_l = H_l C_l + D x_l,   then y_l * SiLU(z_l) where there is a gate
 
-    States, exponentials and sums are float32 whatever the inputs (float64 for float64 inputs). The backend "torch"
-    takes the steps of a chunk together: one that is infinite or NaN can make all of them NaN, and a decay `d_l A` of
-    1e6 at one leaves four digits less to the others. The plain loop of "reference" does neither.
+    States, exponentials and sums are float32 whatever the inputs (float64 for float64 inputs); the packages' kernels
+    round states of 16-bit inputs to 16 bits. Where "reference" is finite, "torch" is, and they agree: an infinite step
+    or a NaN reaches neither earlier steps nor another sequence.
 
     Args:
         x: (B, L, H, P), the input.
@@ -108,13 +110,15 @@ def ssd_scan(
         dt_limit: range that the step size is clamped to, after softplus.
         initial_state: (B, H, P, N), the state before the first step; zero where absent.
         return_last_state: also return the state after the last step.
-        seq_idx: (B, L) integers, the sequence of each step, not decreasing: the state begins at zero where it changes.
-        chunk_size: steps that one matrix product takes, >= 1; the result does not depend on it.
-        backend: "auto", "reference" or "torch".
+        seq_idx: (B, L) int64 or int32, the sequence of each step: the state begins at zero where it changes, and the
+            initial state enters the first sequence.
+        chunk_size: steps that one matrix product takes, >= 1, rounded up to a power of two; the result does not depend
+            on it.
+        backend: "auto", "reference", "torch", "mamba_ssm" or "fla".
 
     Returns:
         `y` (B, L, H, P) in the dtype of `x`; with `return_last_state` the pair `(y, last_state)`, `last_state`
-        (B, H, P, N) in float32.
+        (B, H, P, N) in the dtype of the sums.
 
     Raises:
         ShapeError: a size or dtype does not fit.
@@ -124,8 +128,7 @@ def ssd_scan(
     Source: Dao and Gu, "Transformers are SSMs", 2024, definition 2.1 and section 6.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ConfigError(f"chunk_size: expected an int >= 1, got {chunk_size!r}")
+    expect_size("chunk_size", chunk_size)
     if not dt_limit[0] <= dt_limit[1]:
         raise ConfigError(f"dt_limit: expected (smallest, largest), got {dt_limit!r}")
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
@@ -135,10 +138,17 @@ def ssd_scan(
         sizes = F.softplus(sizes)
     if not dt_softplus or dt_limit != (0.0, math.inf):  # what softplus gives is positive
         sizes = sizes.clamp(*dt_limit)
-    case = Case("ssd_scan", x.device.type, widest_dtype(*tensors))
+    uses = {"seq_idx": seq_idx is not None, "float32 products": x.dtype == float32}
+    case = Case(
+        op="ssd_scan",
+        device=x.device.type,
+        dtype=widest_dtype(*tensors),
+        features=tuple(name for name, used in uses.items() if used),
+        sizes={"batch": x.shape[0]},
+    )
     run = resolve(BACKENDS, case, backend)
     with autocast_off(x.device):
-        y, last = run(x, sizes, A, B, C, D, z, initial_state, seq_idx, chunk_size)
+        y, last = run(x, sizes, A, B, C, D, z, initial_state, seq_idx, chunk_size, return_last_state)
     return (y, last) if return_last_state else y
 
 

@@ -20,7 +20,8 @@ def run(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
     chunk_size: int,
-) -> tuple[Tensor, Tensor]:
+    return_last_state: bool,
+) -> tuple[Tensor, Tensor | None]:
     """See `wavemamba.ops.ssd_scan` for the equation and shapes; `dt` is final."""
     wide = accumulation_dtype(widest_dtype(x, dt, A, B, C))
     heads = x.shape[2]

@@ -43,4 +43,6 @@ def ssd_minimal_discrete(
         (B, L, H, P), and the last state (B, H, P, N).
     """
     initial = None if initial_states is None else initial_states.squeeze(1)
-    return chunked_scan(A, X, B, C, initial, None, block_len)
+    y, last = chunked_scan(A, X, B, C, initial, None, block_len, return_last_state=True)
+    assert last is not None
+    return y, last
