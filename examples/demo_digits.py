@@ -11,13 +11,9 @@ The data are the 1,797 real images of 8 x 8 pixels in scikit-learn; nothing is d
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
-
-# OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import matplotlib
 
@@ -30,7 +26,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from wavemamba import Sampler, WavemambaError
+from wavemamba import Sampler, WavemambaError, set_up_cpu
 from wavemamba import training as wt
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.data import Digits
@@ -225,4 +221,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_cpu(restart=True)
     sys.exit(main())

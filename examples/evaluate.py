@@ -6,13 +6,11 @@ torchrun --nproc-per-node 8 examples/evaluate.py --model M --reference VIRTUAL_i
 
 from __future__ import annotations
 
-import os
 import sys
 
-# OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+from wavemamba import set_up_cpu
 from wavemamba.commands.evaluate import main
 
 if __name__ == "__main__":
+    set_up_cpu(restart=True)
     sys.exit(main())

@@ -7,13 +7,11 @@ python examples/sample_dimsum.py --model runs/digits/model --diffusion sigma --s
 
 from __future__ import annotations
 
-import os
 import sys
 
-# OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+from wavemamba import set_up_cpu
 from wavemamba.commands.sample import main
 
 if __name__ == "__main__":
+    set_up_cpu(restart=True)
     sys.exit(main())

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "wavemamba"
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
-GROUND = ("errors", "checks", "names", "registry", "dtypes", "constants", "files", "locks", "seeds", "version")
+_WORDS = ("errors", "checks", "names", "registry", "dtypes", "constants")
+GROUND = (*_WORDS, "files", "locks", "seeds", "machine", "version")
 FLOORS = (
     GROUND,  # these may import each other
     ("scans",),

@@ -13,6 +13,7 @@ from wavemamba.blocks import (
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, SolverError, WavemambaError
 from wavemamba.integrations.timm import register_in_timm
 from wavemamba.layers import MambaMixer
+from wavemamba.machine import set_up_cpu
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
 from wavemamba.sampling import Sampler
 from wavemamba.scans import ScanOrder, register_scan_order, scan_order
@@ -46,6 +47,7 @@ __all__ = [
     "register_scan_order",
     "register_transform",
     "scan_order",
+    "set_up_cpu",
 ]
 
 register_in_timm()

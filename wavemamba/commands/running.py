@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 
 from wavemamba.errors import BackendUnavailable, WavemambaError
 from wavemamba.files import printable
-
-WAIT_POLICY = "OMP_WAIT_POLICY"
+from wavemamba.machine import set_up_cpu
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
@@ -31,17 +29,8 @@ def run_command(name: str) -> int:
 
 
 def run_module(name: str) -> None:
-    """What `python -m wavemamba.NAME` does: wait passively, then run and exit.
-
-    OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
-    They read `OMP_WAIT_POLICY` when torch is loaded, which `python -m` has done already; hence the process starts anew
-    with the variable set. Whoever sets it, to whatever, is left alone.
-    """
-    if WAIT_POLICY not in os.environ and os.name == "posix":
-        os.environ[WAIT_POLICY] = "PASSIVE"
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    """What `python -m wavemamba.NAME` does: set the process up for a CPU, then run and exit."""
+    set_up_cpu(restart=True)
     sys.exit(run_command(name))
 
 
