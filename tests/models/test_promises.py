@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from support import relative_error
 from timm.models import group_parameters
@@ -162,6 +163,30 @@ def test_save_and_load(case, tmp_path):
         assert loaded.config == model.config
         assert torch.equal(loaded(*arguments), model(*arguments))
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fine_tuning_on_another_size_and_other_classes(case, tmp_path):
+    model = build(case).eval()
+    model.save_pretrained(tmp_path)
+    name, options = CASES[case]
+    asked = {"img_size": (8, 16), "in_chans": 3} | ({"num_classes": 4} if model.num_classes else {})
+    with pytest.warns(UserWarning, match="weights adapted to the model: "):
+        tuned = create_model(name, checkpoint_path=tmp_path, **{"depth": 2, "dim": 32, **options, **asked})
+    assert tuned(*inputs(tuned, size=(8, 16))).shape == (2, tuned.out_chans, 8, 16)
+    kept = dict(model.blocks.named_parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in tuned.blocks.named_parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_timm_builds_it_too(case):
+    name, options = CASES[case]
+    options = {"img_size": 8, "num_classes": 5, "depth": 2, "dim": 32, **options}
+    model = timm.create_model(name, **options)
+    assert model.config == create_model(name, **options).config
+    assert model.get_submodule(model.default_cfg["first_conv"]) is model.patch_embed.proj
+    if model.num_classes:
+        assert model.get_submodule(model.default_cfg["classifier"]) is model.label_embed.table
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -288,6 +288,14 @@ def test_options_reach_the_model():
         (lambda: create_model("dimsum_tiny", fusion_heads=7), ConfigError, "fusion_heads: expected a divisor"),
         (lambda: create_model("dimsum_tiny", attention_heads=7), ConfigError, "attention_heads: expected a divisor"),
         (lambda: create_model("DiMSUM_L2"), ConfigError, "did you mean dimsum_l2"),
+        (
+            lambda: create_model("sit_s2", scan="hilbert"),
+            ConfigError,
+            r"scan: expected an option of dit \(class_dropout, .*\), got one of diffussm, zigma;",
+        ),
+        (lambda: create_model("dimsum_tiny", num_heads=4), ConfigError, "num_heads: .*got one of dit;"),
+        (lambda: create_model("zigma_s2", num_head=4), ConfigError, "unknown option 'num_head'; did you mean"),
+        (lambda: timm.create_model("diffussm_s", fusion="swap_k"), ConfigError, "fusion: .*got one of dimsum;"),
         (lambda: create_model("dimsum_tiny", pretrained=True), wavemamba.CheckpointError, "dimsum_l2"),
     ],
 )

@@ -65,6 +65,8 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
     config: Any
     first_conv: ClassVar[str | None] = "patch_embed.proj"
     classifier: ClassVar[str | None] = "label_embed.table"
+    output_layer: ClassVar[str] = "head.linear"
+    """The Linear whose rows are the channels of a token's pixels."""
     blocks: nn.ModuleList
     released_names: ReleasedNames | None = None
     """What the released code calls the parameters; None: there is none."""
@@ -273,7 +275,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
             change("pos_embed", adapt_position(state["pos_embed"], *self.config.grid_size))
         if "in_chans" in changed and differs("patch_embed.proj.weight", 4):
             change("patch_embed.proj.weight", adapt_input(state["patch_embed.proj.weight"], self.in_chans))
-        for name, rank in (("head.linear.weight", 2), ("head.linear.bias", 1)):
+        for name, rank in ((f"{self.output_layer}.weight", 2), (f"{self.output_layer}.bias", 1)):
             maps = self.maps_of_a_token
             if {"in_chans", "out_chans"} & set(changed) and differs(name, rank) and _is_multiple(state[name], maps):
                 change(name, adapt_output(state[name], maps, self.config.predicted_channels))

@@ -74,7 +74,7 @@ def build_model(name: str, weights: WeightsSource | None, options: Mapping[str, 
             raise ConfigError(f"{name}: expected its function to return a wavemamba.models.Model, got {type(model)}")
     else:
         cls = class_of(name)
-        check_names(options, [*cls.config_class.option_names(), *cls.parts])
+        _expect_options(cls, options)
         given = {**entry.defaults, **options}
         parts = {part: given.pop(part) for part in cls.parts if part in given}
         model = cls(cls.config_class(**given), **parts)
@@ -206,6 +206,25 @@ def library_families() -> dict[str, Family]:
     return found
 
 
+def _options_of(cls: type[Model]) -> list[str]:
+    return [*cls.config_class.option_names(), *cls.parts]
+
+
+def _expect_options(cls: type[Model], options: Iterable[str]) -> None:
+    """Raise `ConfigError` for an option that the family does not have, naming those that do."""
+    own = _options_of(cls)
+    for option in options:
+        if option in own:
+            continue
+        others = [name for name, family in families().items() if option in _options_of(family.load())]
+        if others:
+            raise ConfigError(
+                f"{option}: expected an option of {cls.family} ({', '.join(sorted(own))}), got one of "
+                f"{', '.join(sorted(others))}; leave it out, or choose a model of such a family"
+            )
+    check_names(list(options), own)
+
+
 def _entry(name: str) -> EntryPoint:
     known = entry_points()
     check_names([str(name)], known, "model")
@@ -223,7 +242,7 @@ def _family_from(cls: type[Model], names: Mapping[str, Mapping[str, Any]] | None
     defaults: Mapping[str, Mapping[str, Any]] = {family: {}} if names is None else names
     added = {name: EntryPoint(summary, dict(options)) for name, options in defaults.items()}
     for options in defaults.values():
-        check_names(options, [*cls.config_class.option_names(), *cls.parts])
+        check_names(options, _options_of(cls))
     _expect_free(added, before.entry_points if before else ())
     return Family(family, lambda: cls, added)
 

@@ -48,9 +48,15 @@ def from_released(
     return _model(state_dict, config, release, copy=True)
 
 
-def load_released(path: str | os.PathLike[str], weights: WeightsPart = "ema", *, release: str = "dit") -> DiT:
+def load_released(
+    path: str | os.PathLike[str],
+    weights: WeightsPart = "ema",
+    *,
+    config: Mapping[str, Any] | None = None,
+    release: str = "dit",
+) -> DiT:
     """Read a released `.pt` file; nothing in it is run. See `from_released`."""
-    return _model(read_weights(path, weights), None, release, copy=False)
+    return _model(read_weights(path, weights), config, release, copy=False)
 
 
 def _model(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None, release: str, *, copy: bool) -> DiT:

@@ -51,6 +51,7 @@ class ZigMa(PatchDiffusionModel):
     config_class = ZigMaConfig
     parts = ("make_block",)
     builds_on_meta = True
+    output_layer = "head"
 
     def __init__(
         self, config: ZigMaConfig, *, make_block: Callable[[ZigMaConfig, int], nn.Module] | None = None
