@@ -41,7 +41,7 @@ BLOCKS = {
         DIM, cond, levels=1, scaling="orthonormal", mlp=make_mlp(DIM, 2), norm="layer"
     ),
     "einfft": lambda cond: EinFFT(DIM, cond),
-    "einfft, one group": lambda cond: EinFFT(DIM, cond, blocks=1, threshold=0),
+    "einfft, one group": lambda cond: EinFFT(DIM, cond, blocks=1, threshold=0, residual=True),
     "attention": lambda cond: SharedAttention(DIM, cond, num_heads=4),
     "attention, plain MLP": lambda cond: SharedAttention(DIM, cond, num_heads=4, mlp_ratio=2, gated_mlp=False),
     "dimsum": lambda cond: DiMSUMBlock(DIM, cond),

@@ -27,6 +27,8 @@ def test_it_is_its_equation(blocks, grid):
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, *grid, 8, dtype=torch.float64)
     assert relative_error(branch(x), written_out(branch, x)) < 1e-12
+    branch.residual = True
+    assert relative_error(branch(x), x + written_out(branch, x)) < 1e-12
 
 
 def test_gradients():

@@ -1,5 +1,6 @@
 """A model is initialised by `reset_parameters` alone, wherever it was built; its parts are replaced from outside."""
 
+import contextlib
 import copy
 import json
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from wavemamba import CheckpointError, ConfigError, DiMSUM, DiMSUMBlock, create_model, list_models
-from wavemamba.models import load_pretrained, make_block, register_part
+from wavemamba.models import load_pretrained, make_block, part_registry, register_part
 from wavemamba.models.part_registry import PART_KINDS, find_part, part_names
+from wavemamba.registry import Registry
 from wavemamba.scans import list_scan_orders, register_scan_order, scan_order
 
 OWN = {"shifted", "averaged", "decayed", "halved", "narrow", "sum", "scaled"}
@@ -24,8 +26,11 @@ EVERYTHING = {
 }
 
 
+TINY = {"img_size": 8, "depth": 2, "dim": 32, "num_classes": 3}
+
+
 def tiny(**options):
-    return create_model("dimsum_tiny", **{"img_size": 8, "depth": 2, "dim": 32, "num_classes": 3, **options})
+    return create_model("dimsum_tiny", **{**TINY, **options})
 
 
 @pytest.fixture(params=[{}, EVERYTHING], ids=["default", "everything"])
@@ -198,14 +203,12 @@ def test_an_own_part_trains_saves_and_loads(given, needs, tmp_path, monkeypatch)
         with pytest.raises(CheckpointError, match=r"make_block= \(it was .*own_block\)"):
             DiMSUM.from_pretrained(tmp_path)
         return
-    import wavemamba.models.part_registry as parts
-
     for kind in needs:  # as in a process that has not registered it
-        fresh = parts.Registry(kind, "add one")
-        for name in parts.part_names(kind):
+        fresh = Registry(kind, "add one")
+        for name in part_names(kind):
             if name != given[kind]:
-                fresh.add(name, parts.find_part(kind, name))
-        monkeypatch.setitem(parts._parts, kind, fresh)
+                fresh.add(name, find_part(kind, name))
+        monkeypatch.setitem(part_registry._parts, kind, fresh)
     with pytest.raises(CheckpointError, match=f"register {next(iter(needs.values()))}"):
         load_pretrained(tmp_path)
 
@@ -330,6 +333,30 @@ def test_every_order_by_name_on_every_grid(scan):
         assert out.any()
 
 
+@pytest.mark.parametrize("positions", ["learnt", "sincos", "rotary", "conditional", "shifted"])
+def test_positions_at_other_sizes_and_after_fine_tuning(positions, tmp_path):
+    model = tiny(positions=positions).eval()
+    has_table = positions in ("learnt", "sincos")
+    assert ("pos_embed" in dict(model.named_parameters())) == has_table
+    run(model)
+    model.eval().save_pretrained(tmp_path)
+    x, t, y = torch.randn(2, 4, 12, 6), torch.rand(2), torch.tensor([0, 2])
+    expected = model(x, t, y)
+    model.set_input_size((12, 6))
+    assert torch.equal(model(x, t, y), expected)
+    assert (model.pos_embed is not None) == has_table
+    with pytest.warns(UserWarning, match="positions") if has_table else contextlib.nullcontext():
+        tuned = create_model(
+            "dimsum_tiny", checkpoint_path=tmp_path, **{**TINY, "img_size": (12, 6), "positions": positions}
+        )
+    assert torch.equal(tuned(x, t, y), expected)
+    model.reset_classifier(7)
+    assert model(x, t, y + 4).shape == x.shape
+    if positions != "learnt":
+        with pytest.raises(CheckpointError, match=f"options of the model, got positions='{positions}'; pass these too"):
+            create_model("dimsum_tiny", checkpoint_path=tmp_path, **TINY)
+
+
 def test_scans_differ_from_block_to_block():
     plan = tiny(depth=4, spatial_scan="hilbert", frequency_scan="hilbert").plan
     assert len({spec.spatial_scan for spec in plan}) == 4
@@ -350,6 +377,7 @@ def test_scans_differ_from_block_to_block():
         ({"spatial_alternation": "flip"}, "'transpose_reverse'"),
         ({"spatial": "none", "frequency": "none"}, "spatial, frequency: expected one that is not 'none'"),
         ({"spatial": "none", "spatial_scan": "snake"}, "spatial_scan: expected 'raster' with spatial='none', got"),
+        ({"spatial": "none", "frequency": "einfft", "d_state": 8}, "d_state: expected 16 with spatial='none' and"),
         ({"frequency": "einfft", "levels": 1}, "levels: expected 2 with frequency='einfft', got 1"),
         ({"frequency": "none", "fusion": "linear"}, "fusion: expected 'cross' with a single branch, got 'linear'"),
         ({"mlp_domain": "frequency"}, "mlp_domain: expected 'space' but for spatial='none', frequency='mamba'"),
@@ -359,6 +387,15 @@ def test_scans_differ_from_block_to_block():
 def test_misspelt_parts_are_named(given, message):
     with pytest.raises(ConfigError, match=message):
         tiny(**given)
+
+
+@pytest.mark.parametrize("kind", ["mixer", "fusion", "attention", "norm"])
+def test_what_makes_a_part_returns_one(kind, monkeypatch):
+    fresh = Registry(kind, "add one")
+    fresh.add("absent", lambda config, spec: None)
+    monkeypatch.setitem(part_registry._parts, kind, fresh)
+    with pytest.raises(ConfigError, match=f"{kind}: expected a module from what makes 'absent', got None"):
+        tiny(attention_every=1, **{kind: "absent"})
 
 
 @pytest.mark.parametrize(("kind", "name"), [("mixer", "mamba1"), ("mixer", "decayed"), ("mixr", "x"), ("mlp", "")])

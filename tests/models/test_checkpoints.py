@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support import GOLDEN, golden_model, relative_error
 
-from wavemamba import CheckpointError, ConfigError, DiMSUM, WavemambaError, create_model
+from wavemamba import CheckpointError, ConfigError, DiMSUM, WavemambaError, create_model, scan_order
 from wavemamba.models.checkpoints import from_released, load_released
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.loading import load_into
@@ -154,6 +154,33 @@ def test_a_layer_of_modulation_that_is_cut_in_two_is_told_by_its_rows():
     raw, raw_state, _ = golden_model("variants/raw")
     with pytest.raises(CheckpointError, match=rf"wrong shape: {key}, expected \(96,\), got \(192,\)"):
         from_released({**raw_state, key: torch.zeros(192)}, raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "orders"),
+    [
+        ("window", {"scan_type": "sweep_8"}, ["window(window=4)", "window(window=4).then(sweep(path=1))"]),
+        ("window", {"scanning_continuity": True}, ["window(window=4)", "transposed(window(window=4))"]),
+        ("wave", {"scanning_continuity": True}, ["snake", "reversed(snake)", "transposed(snake)"]),
+        ("wave", {"scan_type": "jpeg_8"}, ["raster.then(jpeg)", "raster.then(jpeg(path=1))"]),
+        ("linear", {"scanning_continuity": True}, ["snake", "reversed(snake)"]),
+        ("dct", {}, ["jpeg", "transposed(jpeg)", "jpeg", "transposed(jpeg)"]),
+    ],
+)
+def test_which_orders_a_variant_walks(name, more, orders):
+    config, state, _ = golden_model(f"variants/{name}")
+    model = from_released(state, {**config, **more})
+    part = "frequency_scan" if name in ("wave", "dct") else "spatial_scan"
+    plan = [getattr(spec, part) for spec in model.plan]
+    for order, expected in zip(plan, orders, strict=False):
+        assert torch.equal(order.permutation(8, 8), scan_order(expected).permutation(8, 8))
+
+
+def test_positions_that_are_not_learnt(golden):
+    config, state, tensors = golden
+    model = from_released(state, {**config, "learnable_pe": False})
+    assert not model.pos_embed.requires_grad
+    assert_is_golden(model, tensors)
 
 
 @pytest.mark.parametrize(("rival", "family"), [("dit", "DiT"), ("zigma_v2", "ZigMa"), ("zigma_text", "ZigMa")])

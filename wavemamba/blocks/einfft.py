@@ -24,13 +24,14 @@ class EinFFT(MapBlock, UndecayedParameters):
         z = W_2 relu(W_1 F(x) + b_1) + b_2,    x' = real part of F^-1(shrink(z))
 
     where relu and shrink act on real and imaginary parts alone, and `shrink(a) = sign(a) max(|a| - threshold, 0)`.
-    There is no residual connection, and the condition has no effect: the block around the branch has both.
+    The condition has no effect: that of the block around the branch has.
 
     Args:
         dim: width C, a multiple of `blocks`.
         cond_dim: width of the condition that the branch is called with, or None.
         blocks: groups of channels.
         threshold: parts of the new spectrum up to this size become zero, >= 0.
+        residual: return `x + x'`, for a block whose only branch this is.
         channels_first: take and return (B, C, H, W).
 
     Raises:
@@ -48,12 +49,13 @@ class EinFFT(MapBlock, UndecayedParameters):
         *,
         blocks: int = 4,
         threshold: float = 0.01,
+        residual: bool = False,
         channels_first: bool = False,
     ) -> None:
         super().__init__(dim, cond_dim, channels_first=channels_first)
         if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1 or dim % blocks:
             raise ConfigError(f"blocks: expected a divisor of the width {dim}, got {blocks!r}; 1 is one")
-        self.blocks = blocks
+        self.blocks, self.residual = blocks, residual
         self.threshold = expect_number("threshold", threshold, least=0)
         width = dim // blocks
         self.weight1, self.weight2 = (nn.Parameter(torch.empty(2, blocks, width, width)) for _ in range(2))
@@ -83,7 +85,8 @@ class EinFFT(MapBlock, UndecayedParameters):
         z = _complex_linear(z, self.weight2, self.bias2).to(accumulation_dtype(x.dtype))
         real, imaginary = F.softshrink(z, self.threshold).chunk(2, dim=-1)
         mixed = _over_tokens_and_groups(torch.fft.ifft2, torch.complex(real, imaginary)).real
-        return self.leave(mixed.flatten(2).unflatten(1, grid).to(x.dtype))
+        mixed = mixed.flatten(2).unflatten(1, grid).to(x.dtype)
+        return self.leave(x + mixed if self.residual else mixed)
 
     def reset_parameters(self) -> None:
         """Normal(0.02)."""
@@ -92,7 +95,8 @@ class EinFFT(MapBlock, UndecayedParameters):
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
-        return f"{super().extra_repr()}, blocks={self.blocks}, threshold={self.threshold}"
+        residual = ", residual=True" if self.residual else ""
+        return f"{super().extra_repr()}, blocks={self.blocks}, threshold={self.threshold}{residual}"
 
 
 def _over_tokens_and_groups(transform: Callable[..., Tensor], z: Tensor) -> Tensor:

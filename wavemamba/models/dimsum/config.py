@@ -24,6 +24,7 @@ _OF_SPATIAL = ("spatial_scan", "spatial_alternation")
 _OF_FREQUENCY = (
     "frequency_scan", "frequency_alternation", "transform", "levels", "layout", "band_scaling", "mlp_domain",
 )  # fmt: skip
+_OF_MIXER = ("mixer", "scan_path", "snake", "bidirectional", "conditioning", "d_state")
 _OF_FUSION = ("fusion", "fusion_heads")
 
 
@@ -168,6 +169,8 @@ class DiMSUMConfig(PatchConfig):
             self._expect_defaults(_OF_SPATIAL, "spatial='none'")
         if self.frequency in ("none", "einfft"):
             self._expect_defaults(_OF_FREQUENCY, f"frequency={self.frequency!r}")
+        if (self.spatial, self.frequency) == ("none", "einfft"):
+            self._expect_defaults(_OF_MIXER, "spatial='none' and frequency='einfft'")
         if not self.has_both_branches:
             self._expect_defaults(_OF_FUSION, "a single branch")
         if self.mlp_domain == "frequency":

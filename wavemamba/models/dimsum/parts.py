@@ -157,7 +157,7 @@ def _subbands(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
 
 @built_in_part("frequency", "einfft")
 def _einfft(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    return EinFFT(config.branch_dim, config.dim)
+    return EinFFT(config.branch_dim, config.dim, residual=not config.has_both_branches)
 
 
 @built_in_part("mixer", "mamba1")
