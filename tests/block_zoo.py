@@ -17,7 +17,7 @@ from wavemamba import (
     scan_order,
 )
 from wavemamba.blocks import DiffuSSMBlock, EinFFT, SingleBranchBlock, ZigMaBlock
-from wavemamba.layers import make_mlp
+from wavemamba.layers import SelfAttention, WindowAttention, make_mlp
 from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
@@ -44,7 +44,17 @@ BLOCKS = {
     "einfft, one group": lambda cond: EinFFT(DIM, cond, blocks=1, threshold=0, residual=True),
     "attention": lambda cond: SharedAttention(DIM, cond, num_heads=4),
     "attention, plain MLP": lambda cond: SharedAttention(DIM, cond, num_heads=4, mlp_ratio=2, gated_mlp=False),
+    "attention in windows": lambda cond: SharedAttention(
+        DIM, cond, attention=SelfAttention(DIM, 4, WindowAttention(3))
+    ),
+    "linear attention": lambda cond: SharedAttention(DIM, cond, num_heads=4, mode="linear_attention"),
     "dimsum": lambda cond: DiMSUMBlock(DIM, cond),
+    "dimsum, in windows": lambda cond: DiMSUMBlock(
+        DIM, cond, fusion=SpatialFrequencyFusion(DIM, 2, attend=WindowAttention(3, 1))
+    ),
+    "dimsum, linear attention": lambda cond: DiMSUMBlock(
+        DIM, cond, fusion=SpatialFrequencyFusion(DIM, 2, mode="linear_attention")
+    ),
     "dimsum, linear fusion": lambda cond: DiMSUMBlock(DIM, cond, fusion=SpatialFrequencyFusion(DIM, mode="linear")),
     "dimsum, swapped keys": lambda cond: DiMSUMBlock(
         DIM, cond, norm="layer", fusion=SpatialFrequencyFusion(DIM, 2, mode="swap_k")

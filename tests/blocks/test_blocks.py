@@ -120,7 +120,20 @@ def test_one_graph_for_any_grid():
     assert counter.frame_count <= 4  # rows padded or not, columns padded or not
 
 
-@pytest.mark.parametrize("name", ["spatial", "wavelet mosaic", "attention", "dimsum", "spatial, both ways"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spatial",
+        "wavelet mosaic",
+        "attention",
+        "attention in windows",
+        "linear attention",
+        "dimsum",
+        "dimsum, in windows",
+        "dimsum, linear attention",
+        "spatial, both ways",
+    ],
+)
 def test_one_graph_export_and_checkpointing(name):
     block, x, cond = build(name, COND), torch.randn(2, 6, 5, DIM), condition(COND)
     expected = run(block, x, cond)

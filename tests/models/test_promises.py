@@ -42,6 +42,11 @@ CASES = {
             },
         }.items()
     },
+    "dimsum-attention-in-windows": (
+        "dimsum_s2_window",
+        {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2, "attention_window": 3},
+    ),
+    "dimsum-linear-attention": ("dimsum_s2_linear", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
     "dit": ("dit_s2", {"num_heads": 2}),
     "sit": ("sit_s4", {"num_heads": 2}),
     "diffussm": ("diffussm_s", {}),

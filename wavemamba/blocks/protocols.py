@@ -29,7 +29,20 @@ class FeedForward(Protocol):
 
 
 class Attention(Protocol):
-    """What `attention=` of `SharedAttention` takes."""
+    """What `attention=` of `SharedAttention` takes.
+
+    With an attribute `takes_grid = True` it is called as `attention(x, grid=(H, W))`, L = H * W.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """Mix the tokens of (B, L, C) -> (B, L, C)."""
+
+
+class Attend(Protocol):
+    """How tokens attend to each other: what `attend=` of `SpatialFrequencyFusion` and `SelfAttention` takes.
+
+    `FullAttention`, `WindowAttention` and `LinearAttention` of `wavemamba.layers` are the library's own.
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
+        """Map queries, keys and values, each (B, H * W, C), of a grid (H, W) to (B, H * W, C)."""

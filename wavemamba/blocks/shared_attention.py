@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from wavemamba.blocks.map_block import MapBlock
 from wavemamba.errors import ConfigError
 from wavemamba.layers import AdaLN, LayerNorm, SelfAttention, gated_residual, make_mlp, modulate
-from wavemamba.layers.attention import default_heads
+from wavemamba.layers.attention import ATTENTION_KINDS, AttentionKind, default_heads
 from wavemamba.layers.norm import plain_layer_norm
 from wavemamba.layers.part_checks import expect_part, expect_result
+from wavemamba.names import choose
 
 
 class SharedAttention(MapBlock):
@@ -25,9 +26,12 @@ class SharedAttention(MapBlock):
         dim: width C.
         cond_dim: width of the condition, or None.
         num_heads: a divisor of C; None: the largest one up to 16.
+        mode: how the tokens attend to each other: "full", "window" (`WindowAttention()`) or "linear_attention"
+            (`LinearAttention()`), both of time and memory linear in the tokens.
         mlp_ratio: hidden width of the MLP as a multiple of C.
         gated_mlp: use the gated MLP.
-        attention: (B, L, C) -> (B, L, C), instead of `SelfAttention`, then without `num_heads`.
+        attention: an `Attention`, (B, L, C) -> (B, L, C), instead of `SelfAttention`, then without `num_heads` and
+            `mode`: `SelfAttention(dim, heads, WindowAttention(16))`, for example.
         mlp: (..., C) -> (..., C), instead of the MLP of `mlp_ratio` and `gated_mlp`, then without these.
         channels_first: take and return (B, C, H, W).
 
@@ -44,6 +48,7 @@ class SharedAttention(MapBlock):
         cond_dim: int | None = None,
         *,
         num_heads: int | None = None,
+        mode: AttentionKind = "full",
         mlp_ratio: float = 4.0,
         gated_mlp: bool = True,
         attention: nn.Module | None = None,
@@ -51,12 +56,17 @@ class SharedAttention(MapBlock):
         channels_first: bool = False,
     ) -> None:
         super().__init__(dim, cond_dim, channels_first=channels_first)
+        kind = choose("mode", mode, ATTENTION_KINDS)
         if attention is None:
-            self.attention: nn.Module = SelfAttention(dim, default_heads(dim, 16) if num_heads is None else num_heads)
+            heads = default_heads(dim, 16) if num_heads is None else num_heads
+            attention = SelfAttention(dim, heads, ATTENTION_KINDS[kind]())
         elif num_heads is not None:
             raise ConfigError(f"num_heads: expected None with attention=, got {num_heads}; give the part its heads")
-        else:
-            self.attention = expect_part("attention", attention, ("x",))
+        elif kind != "full":
+            raise ConfigError(f"mode: expected 'full' with attention=, got {kind!r}; give the part its attend=")
+        # Decided here, while the part is what the caller built: what wraps it later may hide its attributes.
+        self.gives_grid = bool(getattr(attention, "takes_grid", False))
+        self.attention = expect_part("attention", attention, ("x",), ("grid",) if self.gives_grid else ())
         if mlp is None:
             self.mlp = make_mlp(dim, mlp_ratio, gated=gated_mlp)
         elif mlp_ratio != 4.0 or not gated_mlp:
@@ -69,7 +79,7 @@ class SharedAttention(MapBlock):
         self.norms = nn.ModuleList(LayerNorm(dim, eps=1e-6) for _ in range(2 if cond_dim is None else 0))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Attend over all tokens of (B, H, W, C), with cond (B, cond_dim); returns (B, H, W, C).
+        """Mix the tokens of (B, H, W, C), with cond (B, cond_dim); returns (B, H, W, C).
 
         Raises:
             ShapeError: a size does not fit, or the condition is missing or unexpected.
@@ -78,16 +88,19 @@ class SharedAttention(MapBlock):
         self.check_cond(cond, x.shape[0])
         grid, tokens = (x.shape[1], x.shape[2]), x.flatten(1, 2)
         if self.modulation is None or cond is None:
-            tokens = tokens + self._run("attention", self.norms[0](tokens))
-            tokens = tokens + self._run("mlp", self.norms[1](tokens))
+            tokens = tokens + self._attend(self.norms[0](tokens), grid)
+            tokens = tokens + self._feed_forward(self.norms[1](tokens))
         else:
             attention, mlp = self.modulation(cond)
-            update = self._run("attention", modulate(plain_layer_norm(tokens), attention.shift, attention.scale))
+            update = self._attend(modulate(plain_layer_norm(tokens), attention.shift, attention.scale), grid)
             tokens = gated_residual(tokens, update, attention.gate)
-            update = self._run("mlp", modulate(plain_layer_norm(tokens), mlp.shift, mlp.scale))
+            update = self._feed_forward(modulate(plain_layer_norm(tokens), mlp.shift, mlp.scale))
             tokens = gated_residual(tokens, update, mlp.gate)
         return self.leave(tokens.unflatten(1, grid))
 
-    def _run(self, name: str, tokens: Tensor) -> Tensor:
-        part = self.attention if name == "attention" else self.mlp
-        return expect_result(name, part(tokens), tuple(tokens.shape), "(B, L, C)")
+    def _attend(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        result = self.attention(tokens, grid=grid) if self.gives_grid else self.attention(tokens)
+        return expect_result("attention", result, tuple(tokens.shape), "(B, L, C)")
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return expect_result("mlp", self.mlp(tokens), tuple(tokens.shape), "(B, L, C)")

@@ -1,6 +1,13 @@
 """Layers that the blocks are made of."""
 
-from wavemamba.layers.attention import CrossAttention, SelfAttention, attend
+from wavemamba.layers.attention import (
+    CrossAttention,
+    FullAttention,
+    LinearAttention,
+    SelfAttention,
+    WindowAttention,
+    attend,
+)
 from wavemamba.layers.drop_path import DropPath
 from wavemamba.layers.embeddings import LabelEmbed, PatchEmbed, TimeEmbed
 from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer, S4DMixer
@@ -16,9 +23,11 @@ __all__ = [
     "ConditionalPositions",
     "CrossAttention",
     "DropPath",
+    "FullAttention",
     "GatedMlp",
     "LabelEmbed",
     "LayerNorm",
+    "LinearAttention",
     "MambaMixer",
     "MambaState",
     "Mixer",
@@ -31,6 +40,7 @@ __all__ = [
     "SelectiveSSM",
     "SelfAttention",
     "TimeEmbed",
+    "WindowAttention",
     "add_norm",
     "attend",
     "gated_residual",

@@ -1,14 +1,22 @@
-"""Multi-head attention: of the tokens of a grid to each other, and to a context."""
+"""Multi-head attention: of the tokens of a grid to each other, in several kinds, and to a context."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wavemamba.checks import expect_size
+from wavemamba.dtypes import accumulation_dtype, autocast_off
 from wavemamba.errors import ConfigError
+from wavemamba.layers.part_checks import expect_part, expect_result
 
+AttentionKind = Literal["full", "window", "linear_attention"]
 _NARROW = 64
+_LEAST_FEATURE = 2.0**-20
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
@@ -23,19 +31,171 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     Returns:
         (B, L, C).
     """
-    q, k, v = (t.unflatten(-1, (num_heads, t.shape[-1] // num_heads)).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (_heads(t, num_heads) for t in (q, k, v))
+    return _softmax_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, L, C) to (B, heads, L, C / heads)."""
+    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Of (..., heads, L, d) each, with a mask (..., L, L) of the keys that each query sees, at least one."""
     if _trains_faster_in_float32(q):
         with torch.autocast("cpu", enabled=False):
-            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    else:
-        y = F.scaled_dot_product_attention(q, k, v)
-    return y.transpose(1, 2).flatten(2)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 def _trains_faster_in_float32(q: Tensor) -> bool:
     """Whether PyTorch's backward pass on the CPU, slow for narrow 16-bit heads, loses more than copies cost."""
     narrow = q.shape[-1] <= _NARROW and q.dtype in (torch.bfloat16, torch.float16)
     return narrow and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+
+
+class FullAttention(nn.Module):
+    """Every token attends to every token: `attend`. Time grows with the square of the tokens."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
+        """Map queries, keys and values, each (B, H * W, C), of a grid (H, W) to (B, H * W, C)."""
+        return attend(q, k, v, num_heads)
+
+
+class WindowAttention(nn.Module):
+    """Every token attends to the tokens of its window around it: time and memory linear in the tokens.
+
+    Rows and columns are cut at `shift`, `shift + window`, ..., on any grid; the windows at the borders are smaller. On
+    either axis a token sees as far as to the nearest cut, on both of its sides: it stays in the middle of what it
+    sees, so that what is smooth comes out smooth, and no cut shows. The border of the grid is no cut, and an axis no
+    longer than a window has none: there every token sees all. What is near a cut sees far under another shift: in
+    the next block, or in other heads of this one.
+
+    Args:
+        window: side of a window, in tokens.
+        shift: the first cut, from 0 (none but the border) to `window - 1`. Several: the heads are divided into as
+            many runs, each with its own, as far as there are heads. None: `(0, window // 2)`.
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Source: Liu et al., "Swin Transformer", 2021, section 3.2, for shifted windows.
+    """
+
+    def __init__(self, window: int = 8, shift: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        expect_size("window", window)
+        shifts = (0, window // 2) if shift is None else tuple(shift) if isinstance(shift, Sequence) else (shift,)
+        if not shifts or not all(type(first) is int and 0 <= first < window for first in shifts):
+            raise ConfigError(f"shift: expected ints from 0 to window - 1 = {window - 1}, got {shift!r}")
+        self.window, self.shifts = window, shifts
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
+        """Map queries, keys and values, each (B, H * W, C), of a grid (H, W) to (B, H * W, C)."""
+        runs = min(len(self.shifts), num_heads)
+        heads = [num_heads * (run + 1) // runs - num_heads * run // runs for run in range(runs)]
+        q, k, v = (t.unflatten(-1, (num_heads, q.shape[-1] // num_heads)).unflatten(1, grid) for t in (q, k, v))
+        parts = zip(*(t.split(heads, dim=3) for t in (q, k, v)), self.shifts, strict=False)
+        maps = [self._attend(*part) for part in parts]
+        return (maps[0] if runs == 1 else torch.cat(maps, dim=3)).flatten(3).flatten(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shift: int) -> Tensor:
+        """Map (B, H, W, heads, d), each, to the same, with one shift."""
+        height, width = q.shape[1:3]
+        rows, columns = _Cut.of(height, self.window, shift), _Cut.of(width, self.window, shift)
+        batch, heads, seen = q.shape[0], q.shape[3], _seen(rows, columns, q.device)
+        q, k, v = (_cut_out(t, rows, columns) for t in (q, k, v))
+        y = _softmax_attention(q, k, v, seen).unflatten(2, (rows.side, columns.side))
+        y = y.unflatten(1, (batch, heads)).unflatten(0, (rows.windows, columns.windows))
+        y = y.permute(2, 0, 4, 1, 5, 3, 6).flatten(3, 4).flatten(1, 2)
+        return y[:, rows.before : rows.before + height, columns.before : columns.before + width]
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"window={self.window}, shift={self.shifts}"
+
+
+class _Cut(NamedTuple):
+    """How an axis is padded and cut: so many windows of one side, with so much padding before the first token."""
+
+    size: int
+    windows: int
+    side: int
+    before: int
+
+    @classmethod
+    def of(cls, size: int, window: int, shift: int) -> _Cut:
+        if size <= window:
+            return cls(size, 1, size, 0)
+        before = -shift % window
+        return cls(size, (before + size + window - 1) // window, window, before)
+
+    @property
+    def after(self) -> int:
+        return self.windows * self.side - self.before - self.size
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Which tokens of its window each one sees: (windows, side, side) bool."""
+        place, last = torch.arange(self.side, device=device), self.side - 1
+        number = torch.arange(self.windows, device=device)[:, None]
+        far = torch.where(number > 0, place, last).minimum(torch.where(number < self.windows - 1, last - place, last))
+        token = number * self.side + place - self.before
+        inside = (token >= 0) & (token < self.size)
+        return ((place[:, None] - place).abs() <= far[:, :, None]) & inside[:, None]
+
+
+def _cut_out(x: Tensor, rows: _Cut, columns: _Cut) -> Tensor:
+    """Pad (B, H, W, heads, d) with zeros and cut it: (windows, B * heads, tokens of a window, d)."""
+    if any((rows.before, rows.after, columns.before, columns.after)):
+        x = F.pad(x, (0, 0, 0, 0, columns.before, columns.after, rows.before, rows.after))
+    x = x.unflatten(2, (columns.windows, columns.side)).unflatten(1, (rows.windows, rows.side))
+    return x.permute(1, 3, 0, 5, 2, 4, 6).flatten(4, 5).flatten(2, 3).flatten(0, 1)
+
+
+def _seen(rows: _Cut, columns: _Cut, device: torch.device) -> Tensor | None:
+    """Which tokens of its window each one sees: (windows, 1, tokens, tokens) bool; None: all."""
+    if rows.windows == columns.windows == 1:
+        return None
+    by_row, by_column = rows.seen(device)[:, None, :, None, :, None], columns.seen(device)[:, None, :, None]
+    return (by_row & by_column).flatten(4).flatten(2, 3).flatten(0, 1)[:, None]
+
+
+class LinearAttention(nn.Module):
+    """Attention without the softmax: time and memory linear in the tokens, every token sees every token.
+
+        y_i = (sum_j (f(q_i) . f(k_j)) v_j) / (sum_j f(q_i) . f(k_j)),    f(x) = elu(x) + 1 + 2^-20 > 0
+
+    head by head. Features, sums and the normaliser are float32 (float64 for float64 inputs), under autocast too.
+
+    Source: Katharopoulos et al., "Transformers are RNNs", 2020, equations 4 to 7.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
+        """Map queries, keys and values, each (B, H * W, C), of a grid (H, W) to (B, H * W, C)."""
+        wide = accumulation_dtype(v.dtype)
+        with autocast_off(q.device):
+            features, keys = (_heads(F.elu(t.to(wide)) + (1 + _LEAST_FEATURE), num_heads) for t in (q, k))
+            values = keys.transpose(-2, -1) @ _heads(v, num_heads).to(wide)
+            total = keys.sum(dim=-2, keepdim=True).transpose(-2, -1)
+            y = (features @ values) / (features @ total)
+        return y.to(v.dtype).transpose(1, 2).flatten(2)
+
+
+ATTENTION_KINDS: dict[str, Callable[[], nn.Module]] = {
+    "full": FullAttention,
+    "window": WindowAttention,
+    "linear_attention": LinearAttention,
+}
+
+
+def expect_attend(attend: object) -> nn.Module:
+    """Return how tokens attend to each other, or raise `ConfigError` unless it can be called so."""
+    return expect_part("attend", attend, ("q", "k", "v", "num_heads", "grid"))
+
+
+def attend_on(attend: nn.Module, q: Tensor, k: Tensor, v: Tensor, num_heads: int, grid: tuple[int, int]) -> Tensor:
+    """Call what `expect_attend` returned, and check the shape of its result."""
+    return expect_result("attend", attend(q, k, v, num_heads, grid), tuple(q.shape), "(B, H * W, C)")
 
 
 def default_heads(dim: int, most: int) -> int:
@@ -57,22 +217,27 @@ class SelfAttention(nn.Module):
     Args:
         dim: width C.
         num_heads: a divisor of `dim`.
+        attend: how the tokens attend to each other: `WindowAttention`, `LinearAttention`, or one's own, called as
+            `attend(q, k, v, num_heads, grid)`; None: `FullAttention()`.
 
     Raises:
-        ConfigError: the heads do not divide the width.
+        ConfigError: the heads do not divide the width, or `attend` cannot be called so.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    takes_grid = True
+
+    def __init__(self, dim: int, num_heads: int, attend: nn.Module | None = None) -> None:
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.attend = FullAttention() if attend is None else expect_attend(attend)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of (B, L, C) -> (B, L, C)."""
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Mix the tokens of (B, L, C) -> (B, L, C), where L = H * W of a grid (H, W); None: one row."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        y: Tensor = self.proj(attend(q, k, v, self.num_heads))
+        y: Tensor = self.proj(attend_on(self.attend, q, k, v, self.num_heads, grid or (1, x.shape[1])))
         return y
 
     def extra_repr(self) -> str:

@@ -26,6 +26,7 @@ _OF_FREQUENCY = (
 )  # fmt: skip
 _OF_MIXER = ("mixer", "scan_path", "snake", "bidirectional", "conditioning", "d_state")
 _OF_FUSION = ("fusion", "fusion_heads")
+_TRANSFORMERS = ("transformer", "window", "linear_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ class DiMSUMConfig(PatchConfig):
     """As `spatial_alternation`, for the frequency branch; None: "transpose", but "none" with a path family or two
     directions."""
     attention: str = "transformer"
-    """The block that runs between others: "transformer", or a registered part."""
+    """The block that runs between others: "transformer", the same with attention that is linear in the tokens, "window"
+    or "linear_attention", or a registered part."""
     attention_every: int = 4
     """It runs after every so many blocks; 0: never."""
     attention_sharing: str = "shared"
@@ -73,9 +75,13 @@ class DiMSUMConfig(PatchConfig):
     attention_heads: int = 16
     """Its heads."""
     fusion: str = "cross"
-    """How the two branches are fused: "cross", "swap_k", "linear", or a registered part."""
+    """How the two branches are fused: "cross", "swap_k", "linear", "window", "linear_attention", or a registered
+    part."""
     fusion_heads: int = 8
     """Heads of the fusion."""
+    attention_window: int = 8
+    """Side in tokens of the windows of fusion and attention "window": those of the fusion are shifted by half of it in
+    every other block, those of the attention in half of its heads."""
     mlp: str = "gated"
     """The feed-forward layer: "gated", "plain", "none", or a registered part."""
     mlp_domain: str = "space"
@@ -110,7 +116,7 @@ class DiMSUMConfig(PatchConfig):
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
-        expect_whole(self, 1, "attention_heads", "fusion_heads", "d_state")
+        expect_whole(self, 1, "attention_heads", "fusion_heads", "attention_window", "d_state")
         expect_whole(self, 0, "attention_every", "levels")
         expect("drop_path_rate", self.drop_path_rate, lambda v: 0 <= v < 1, "a probability in [0, 1)")
         for name in ("final_norm", "snake", "bidirectional"):
@@ -132,7 +138,7 @@ class DiMSUMConfig(PatchConfig):
         self._check_parts()
         fits = f"a number that gives a hidden width from 1 to {MOST} from dim = {self.dim}"
         expect("mlp_ratio", self.mlp_ratio, lambda v: 1 <= v * self.dim <= MOST, fits)
-        if self.attention_every and self.attention == "transformer":
+        if self.attention_every and self.attention in _TRANSFORMERS:
             fits = f"a divisor of dim = {self.dim}"
             expect("attention_heads", self.attention_heads, lambda v: self.dim % v == 0, fits)
         if self.has_both_branches and self.fusion in FUSION_MODES and self.fusion != "linear":
@@ -173,6 +179,10 @@ class DiMSUMConfig(PatchConfig):
             self._expect_defaults(_OF_MIXER, "spatial='none' and frequency='einfft'")
         if not self.has_both_branches:
             self._expect_defaults(_OF_FUSION, "a single branch")
+        own = self.fusion in FUSION_MODES and self.attention in _TRANSFORMERS
+        if own and "window" not in (self.fusion, self.attention):
+            why = f"fusion={self.fusion!r} and attention={self.attention!r}"
+            self._expect_defaults(("attention_window",), why)
         if self.mlp_domain == "frequency":
             fits = "'space' but for spatial='none', frequency='mamba' and an mlp"
             alone = (self.spatial, self.frequency) == ("none", "mamba") and self.mlp != "none"

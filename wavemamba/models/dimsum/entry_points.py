@@ -16,6 +16,12 @@ def _load() -> type[DiMSUM]:
     return DiMSUM
 
 
+_SIZES = {"s2": {"dim": 384, "depth": 12}, "b2": {"dim": 768, "depth": 12}, "l2": {"dim": 1024, "depth": 16}}
+_LINEAR = {
+    "window": ("window", "attention in windows, shifted by turns: a cost linear in the tokens"),
+    "linear": ("linear_attention", "attention without softmax: a cost linear in the tokens"),
+}
+
 FAMILY = Family(
     "dimsum",
     _load,
@@ -24,11 +30,11 @@ FAMILY = Family(
             "4 blocks of width 128, patch 2: for tests and small images.",
             {"dim": 128, "depth": 4, "attention_every": 2},
         ),
-        "dimsum_s2": EntryPoint("12 blocks of width 384, patch 2.", {"dim": 384, "depth": 12}),
-        "dimsum_b2": EntryPoint("12 blocks of width 768, patch 2.", {"dim": 768, "depth": 12}),
+        "dimsum_s2": EntryPoint("12 blocks of width 384, patch 2.", _SIZES["s2"]),
+        "dimsum_b2": EntryPoint("12 blocks of width 768, patch 2.", _SIZES["b2"]),
         "dimsum_l2": EntryPoint(
             "16 blocks of width 1024, patch 2: the published model.",
-            {"dim": 1024, "depth": 16},
+            _SIZES["l2"],
             Published("haopt/dimsum-L2-imagenet256", "pytorch_model.bin"),
         ),
         "dimsum_l4": EntryPoint("16 blocks of width 1024, patch 4.", {"dim": 1024, "depth": 16, "patch_size": 4}),
@@ -37,5 +43,12 @@ FAMILY = Family(
             '20 blocks of width 1024, patch 4 ("L/4-v1").', {"dim": 1024, "depth": 20, "patch_size": 4}
         ),
         "dimsum_xl2": EntryPoint("24 blocks of width 1152, patch 2.", {"dim": 1152, "depth": 24}),
+        **{
+            f"dimsum_{size}_{name}": EntryPoint(
+                f"dimsum_{size} with {words}.", {**options, "fusion": kind, "attention": kind}
+            )
+            for name, (kind, words) in _LINEAR.items()
+            for size, options in _SIZES.items()
+        },
     },
 )

@@ -17,14 +17,25 @@ from wavemamba.blocks import (
     SpatialMambaBlock,
     WaveletMambaBlock,
 )
-from wavemamba.blocks.fusion import FUSION_MODES, FusionMode
+from wavemamba.blocks.fusion import FusionMode
 from wavemamba.errors import ConfigError
-from wavemamba.layers import ConditionalPositions, MambaMixer, RotaryPositions, make_mlp
+from wavemamba.layers import (
+    ConditionalPositions,
+    FullAttention,
+    LinearAttention,
+    MambaMixer,
+    RotaryPositions,
+    SelfAttention,
+    WindowAttention,
+    make_mlp,
+)
 from wavemamba.layers.norm import NORMS, Norm
 from wavemamba.layers.part_checks import expect_part
 from wavemamba.models.dimsum.config import DiMSUMConfig
 from wavemamba.models.dimsum.plan import BlockSpec
-from wavemamba.models.part_registry import built_in_part, find_part
+from wavemamba.models.part_registry import PartMaker, built_in_part, find_part
+
+_Attend = Callable[[DiMSUMConfig, int | None], nn.Module]
 
 
 def make_block(
@@ -181,25 +192,62 @@ def _plain(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
     return make_mlp(config.dim, config.mlp_ratio, gated=False)
 
 
-@built_in_part("attention", "transformer")
-def _transformer(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
-    gated = config.mlp != "plain"
-    return SharedAttention(
-        config.dim, num_heads=config.attention_heads, cond_dim=config.dim, mlp_ratio=config.mlp_ratio, gated_mlp=gated
-    )
+def _full(config: DiMSUMConfig, shift: int | None) -> nn.Module:
+    return FullAttention()
 
 
-def _fusion(mode: FusionMode) -> Callable[[DiMSUMConfig, BlockSpec], nn.Module]:
-    return lambda config, spec: SpatialFrequencyFusion(
-        config.dim, None if mode == "linear" else config.fusion_heads, mode=mode
-    )
+def _windows(config: DiMSUMConfig, shift: int | None) -> nn.Module:
+    return WindowAttention(config.attention_window, shift)
 
 
-def _norm(make: Callable[[int], nn.Module]) -> Callable[[DiMSUMConfig, BlockSpec], nn.Module]:
+def _linear(config: DiMSUMConfig, shift: int | None) -> nn.Module:
+    return LinearAttention()
+
+
+def _fusion(mode: FusionMode, attend: _Attend) -> PartMaker:
+    def make(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+        shift = config.attention_window // 2 * (spec.index % 2)
+        return SpatialFrequencyFusion(config.dim, config.fusion_heads, mode=mode, attend=attend(config, shift))
+
+    return make
+
+
+@built_in_part("fusion", "linear")
+def _linear_fusion(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return SpatialFrequencyFusion(config.dim, mode="linear")
+
+
+def _transformer(attend: _Attend) -> PartMaker:
+    def make(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+        return SharedAttention(
+            config.dim,
+            config.dim,
+            attention=SelfAttention(config.dim, config.attention_heads, attend(config, None)),
+            mlp_ratio=config.mlp_ratio,
+            gated_mlp=config.mlp != "plain",
+        )
+
+    return make
+
+
+def _norm(make: Callable[[int], nn.Module]) -> PartMaker:
     return lambda config, spec: make(config.dim)
 
 
-for _mode in FUSION_MODES:
-    built_in_part("fusion", _mode)(_fusion(_mode))
-for _name, _make in NORMS.items():
-    built_in_part("norm", _name)(_norm(_make))
+_parts: dict[str, dict[str, PartMaker]] = {
+    "fusion": {
+        "cross": _fusion("cross", _full),
+        "swap_k": _fusion("swap_k", _full),
+        "window": _fusion("cross", _windows),
+        "linear_attention": _fusion("cross", _linear),
+    },
+    "attention": {
+        "transformer": _transformer(_full),
+        "window": _transformer(_windows),
+        "linear_attention": _transformer(_linear),
+    },
+    "norm": {name: _norm(make) for name, make in NORMS.items()},
+}
+for _kind, _makers in _parts.items():
+    for _name, _make in _makers.items():
+        built_in_part(_kind, _name)(_make)
