@@ -19,7 +19,7 @@ FLOORS = (
     ("transforms",),
     ("layers",),
     ("blocks",),
-    ("models", "diffusion", "data"),
+    ("models", "diffusion", "data", "metrics"),
     ("sampling",),
     ("training", "integrations", "compat"),
     ("commands",),

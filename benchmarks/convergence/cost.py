@@ -1,0 +1,85 @@
+"""Seconds and FLOPs of one training step of every model of the study, all in one run on a quiet machine.
+
+    python benchmarks/convergence/cost.py          # writes cost.json: the report multiplies it with the steps
+
+A step is the loss, its gradient and the update, on one thread, as the study trains. FLOPs are counted by PyTorch's
+`FlopCounterMode`, in which this library's kernels have their formulas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from pictures import load
+from shared import report, time_cases
+from table import FULL, ROWS, Row
+from torch.utils.flop_counter import FlopCounterMode
+
+import wavemamba
+from wavemamba.diffusion import Objective
+from wavemamba.ops import warm_up
+
+HERE = Path(__file__).parent
+
+
+def step_of(row: Row, batch_size: int, rate: float) -> tuple[Callable[[], object], int]:
+    """One training step of a row on random pictures, and the parameters of its model."""
+    parts = load(row.data)
+    torch.manual_seed(0)
+    channels, *size = parts.train.shape
+    given = {"img_size": tuple(size), "in_chans": channels, "num_classes": len(parts.train.classes)}
+    model = wavemamba.create_model(row.model, **given, **row.options).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    objective = Objective(row.path, "velocity")
+    x, y = torch.randn(batch_size, channels, *size), torch.arange(batch_size) % len(parts.train.classes)
+
+    def step() -> None:
+        objective.loss(model, x, y=y).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, sum(p.numel() for p in model.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="rows by their keys")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=FULL.batch_size)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of cost.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warm_up()
+    # The path and the length of a run cost nothing a step.
+    rows = [row for row in ROWS if (row.path, row.length) == ("gvp", 1) and fnmatchcase(row.key, options.only)]
+    steps = {row.key: step_of(row, options.batch_size, 1e-4) for row in rows}
+    flops = {}
+    for key, (step, _) in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops[key] = counter.get_total_flops()
+    seconds = time_cases({key: step for key, (step, _) in steps.items()}, rounds=options.rounds)
+    measured = [
+        {
+            "data": row.data,
+            "name": row.name,
+            "seconds": seconds[row.key],
+            "GFLOP": flops[row.key] / 1e9,
+            "parameters": steps[row.key][1],
+        }
+        for row in rows
+    ]
+    report("cost", measured, options.out, batch_size=options.batch_size, rounds=options.rounds)
+
+
+if __name__ == "__main__":
+    main()
