@@ -2,32 +2,45 @@
 
     python benchmarks/model.py                        # dimsum_l2: forward at batch 1, training step at batch 2
     python benchmarks/model.py --model dimsum_b2 --rounds 3
+    python benchmarks/model.py --families             # one model of each family, equal in parameters within 5%
 
 The matrix products of one forward or training step are recorded (shapes and strides), and replayed alone: no program
 that computes them can be faster. The reference loop is what a user without CUDA is left with: the tokens gathered into
 scan order, mamba-ssm's plain loop over (B, E, L) tensors (written anew in scan.py), and scattered back; everything else
-in that model stays as it is.
+in that model stays as it is. A model without such scans is compared with itself in float64 before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import itertools
+import math
 import resource
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import refuse_wrong, report, time_cases
 from scan import channels_first, loop
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavemamba
 import wavemamba.layers.mixers.selective_ssm as scan_module
+from wavemamba.layers import SelectiveSSM
 from wavemamba.ops import warm_up
 from wavemamba.scans import invert_permutation
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "dimsum_s2": {"depth": 8},
+    "dit_s2": {},
+    "sit_s2": {},
+    "zigma_s2": {"depth": 25},
+    "diffussm_s": {"depth": 12},
+}
+"""A model of each family, with the depth at which all have about the parameters of DiT-S/2, 33 M."""
 
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -50,7 +63,8 @@ class MatrixProducts(TorchDispatchMode):
             self._add(*args[1:3])
         elif func is aten.convolution.default:
             x, weight = args[:2]
-            patches = torch.empty(x.shape[0] * (x.shape[2] // weight.shape[2]) ** 2, weight[0].numel())
+            grid = math.prod(size // side for size, side in zip(x.shape[2:], weight.shape[2:], strict=True))
+            patches = torch.empty(x.shape[0] * grid, weight[0].numel())
             self._add(patches, weight.flatten(1).t())
         elif func in (ATTENTION, ATTENTION_BACKWARD):
             q, k, v = args[1:4] if func is ATTENTION_BACKWARD else args[:3]
@@ -115,87 +129,144 @@ def reference_loop() -> Iterator[None]:
         scan_module.selective_scan = own
 
 
+class Contest(NamedTuple):
+    """What is timed of one model."""
+
+    cases: dict[str, Callable[[], Any]]
+    products: MatrixProducts
+    error: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="dimsum_l2")
+    parser.add_argument("--families", action="store_true", help="all families at equal parameters, instead of a model")
     parser.add_argument("--depth", type=int, help="fewer blocks than the model has, for a quick look")
     parser.add_argument("--batches", type=int, nargs=2, default=(1, 2), metavar=("FORWARD", "STEP"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--name", default="cpu-model", help="of the JSON under benchmarks/results")
+    parser.add_argument("--name", help="of the JSON under benchmarks/results (cpu-model, or cpu-families)")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     warm_up()
-    overrides = {} if options.depth is None else {"depth": options.depth}
+    chosen = FAMILIES if options.families else {options.model: {}}
+    if options.depth is not None:
+        chosen = {name: {**overrides, "depth": options.depth} for name, overrides in chosen.items()}
+    models = {name: build(name, overrides) for name, overrides in chosen.items()}
+    if options.families and options.depth is None:
+        expect_equal(models)
+    name = options.name or ("cpu-families" if options.families else "cpu-model")
+    settings = {"models": chosen, "rounds": options.rounds}
+    report(name, measure(models, options.batches, options.rounds), **settings)
+
+
+def build(name: str, overrides: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
-    model = wavemamba.create_model(options.model, **overrides).eval()
+    model = wavemamba.create_model(name, **overrides).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # zero-initialised layers would hide a wrong answer
             if not parameter.any():
                 parameter.normal_(std=0.02)
-    rows = [forward(model, options), step(model, options)]
-    report(options.name, rows, model=options.model, depth=model.config.depth, rounds=options.rounds)
+    return model
 
 
-def inputs(model: wavemamba.DiMSUM, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def parameters_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def expect_equal(models: dict[str, nn.Module]) -> None:
+    """Stop unless the models have the same number of parameters, within 5%."""
+    counts = {name: parameters_of(model) for name, model in models.items()}
+    if max(counts.values()) > 1.05 * min(counts.values()):
+        raise SystemExit(f"expected models that are equal in parameters within 5%, got {counts}")
+
+
+def measure(models: dict[str, nn.Module], batches: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
+    """Rows of the table: every model's forward pass, then every model's training step, each kind timed in one run."""
+    rows = []
+    for what, contest_of, batch in (("forward", forward, batches[0]), ("training step", step, batches[1])):
+        contests = {name: contest_of(model, batch) for name, model in models.items()}
+        cases = {(name, case): run for name, contest in contests.items() for case, run in contest.cases.items()}
+        timed = time_cases(cases, rounds=rounds)
+        for name, contest in contests.items():
+            seconds = {case: timed[name, case] for case in contest.cases}
+            rows.append({"model": name, "what": what, "batch": batch, **row(models[name], seconds, contest)})
+        if len(models) == 1:  # of several models, the peak of one cannot be told from that of another
+            rows[-1]["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return rows
+
+
+def inputs(model: nn.Module, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     config = model.config
     x = torch.randn(batch, config.in_chans, *config.img_size)
     return x, torch.rand(batch), torch.randint(0, config.num_classes, (batch,))
 
 
-def forward(model: wavemamba.DiMSUM, options: argparse.Namespace) -> dict[str, Any]:
-    arguments = inputs(model, options.batches[0])
+def forward(model: nn.Module, batch: int) -> Contest:
+    arguments = inputs(model, batch)
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(model: nn.Module = model, arguments: tuple[Tensor, ...] = arguments) -> Tensor:
         return model(*arguments)
 
-    def run_reference() -> Tensor:
-        with reference_loop():
-            return run()
-
-    error = refuse_wrong("forward", run(), run_reference(), 1e-5)
     with MatrixProducts() as products, torch.no_grad():
         model(*arguments)
     replay = torch.inference_mode()(products.replay)
-    seconds = time_cases({"model": run, "products": replay, "loop": run_reference}, rounds=options.rounds)
-    return row("forward", options.batches[0], seconds, products, error)
+    return contest("forward", model, arguments, run, replay, products, 1e-5)
 
 
-def step(model: wavemamba.DiMSUM, options: argparse.Namespace) -> dict[str, Any]:
-    arguments = inputs(model, options.batches[1])
-    target = torch.randn_like(arguments[0])
+def step(model: nn.Module, batch: int) -> Contest:
+    arguments = inputs(model, batch)
+    target = torch.randn(batch, model.out_chans, *model.img_size)
 
-    def run() -> Tensor:
+    def run(model: nn.Module = model, arguments: tuple[Tensor, ...] = arguments) -> Tensor:
         model.zero_grad(set_to_none=True)
         (model(*arguments) - target).square().mean().backward()
-        gradient = model.blocks[0].frequency.step.mixer.in_proj.weight.grad
+        gradient = model.patch_embed.proj.weight.grad  # behind all blocks
         assert gradient is not None
-        return gradient
+        return gradient.clone()
 
-    def run_reference() -> Tensor:
-        with reference_loop():
-            return run()
-
-    error = refuse_wrong("training step", run().clone(), run_reference(), 1e-4)
     with MatrixProducts() as products:
         run()
-    seconds = time_cases({"model": run, "products": products.replay, "loop": run_reference}, rounds=options.rounds)
-    return row("training step", options.batches[1], seconds, products, error)
+    return contest("training step", model, arguments, run, products.replay, products, 1e-4)
 
 
-def row(what: str, batch: int, seconds: dict[str, float], products: MatrixProducts, error: float) -> dict[str, Any]:
+def contest(
+    what: str,
+    model: nn.Module,
+    arguments: tuple[Tensor, ...],
+    run: Callable[..., Tensor],
+    replay: Callable[[], None],
+    products: MatrixProducts,
+    tolerance: float,
+) -> Contest:
+    """Check what the model computes, against the plain loop where it scans, and say what is to be timed."""
+    cases: dict[str, Callable[[], Any]] = {"model": run, "products": replay}
+    if any(isinstance(module, SelectiveSSM) for module in model.modules()):
+
+        def run_reference() -> Tensor:
+            with reference_loop():
+                return run()
+
+        cases["loop"] = run_reference
+        expected = run_reference()
+    else:
+        wide = tuple(value.double() if value.is_floating_point() else value for value in arguments)
+        expected = run(copy.deepcopy(model).double(), wide)
+    return Contest(cases, products, refuse_wrong(what, run(), expected, tolerance))
+
+
+def row(model: nn.Module, seconds: dict[str, float], contest: Contest) -> dict[str, Any]:
+    own = {"loop / ours": seconds["loop"] / seconds["model"]} if "loop" in seconds else {}
     return {
-        "what": what,
-        "batch": batch,
+        "M parameters": parameters_of(model) / 1e6,
         "seconds": seconds["model"],
         "products alone": seconds["products"],
         "of products": seconds["model"] / seconds["products"],
-        "loop / ours": seconds["loop"] / seconds["model"],
-        "GFLOP": products.flops / 1e9,
-        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "error": error,
+        **own,
+        "GFLOP": contest.products.flops / 1e9,
+        "error": contest.error,
     }
 
 

@@ -27,3 +27,31 @@ with torch.no_grad():
 def test_the_model_on_the_plain_loop_is_the_model():
     done = subprocess.run([sys.executable, "-c", COMPARE, str(FOLDER)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+EQUAL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import wavemamba
+from model import FAMILIES, build, expect_equal, measure
+from wavemamba.models.registry import library_families
+
+with torch.device("meta"):
+    models = {name: wavemamba.create_model(name, **options) for name, options in FAMILIES.items()}
+assert {model.family for model in models.values()} == set(library_families())
+expect_equal(models)
+tiny = {"img_size": 8, "depth": 1, "dim": 32, "num_classes": 3}
+heads = {"dimsum": {"attention_heads": 2, "fusion_heads": 2}, "dit": {"num_heads": 2}}
+rows = measure({name: build(name, tiny | heads.get(model.family, {})) for name, model in models.items()}, (1, 2), 1)
+assert [(row["model"], row["what"]) for row in rows] == [
+    (name, what) for what in ("forward", "training step") for name in models
+]
+assert {row["model"] for row in rows if "loop / ours" in row} == {"dimsum_s2", "zigma_s2"}
+assert all(row["GFLOP"] > 0 for row in rows)
+"""
+
+
+def test_families_are_compared_at_equal_parameters_and_each_computes_what_it_should():
+    done = subprocess.run([sys.executable, "-c", EQUAL, str(FOLDER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
