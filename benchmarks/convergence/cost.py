@@ -9,12 +9,9 @@ A step is the loss, its gradient and the update, on one thread, as the study tra
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from pictures import load
@@ -57,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=FULL.batch_size)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of cost.json")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    wavemamba.set_up_cpu(options.threads, restart=True)
     warm_up()
     # The path and the length of a run cost nothing a step.
     rows = [row for row in ROWS if (row.path, row.length) == ("gvp", 1) and fnmatchcase(row.key, options.only)]

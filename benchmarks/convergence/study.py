@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,13 +22,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-# OpenMP's threads wait by spinning: two of them on a machine that does other things too would take many times longer.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
 from table import FULL, ROWS, SEEDS, SMOKE, Row, Run, Scale, final_runs, is_done, next_runs, read_results
 from training import train
 
+import wavemamba
 from wavemamba.errors import ConfigError
 from wavemamba.locks import FolderLock
 
@@ -86,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         show(rows, read_results(options.results))
         return 0
-    torch.set_num_threads(options.threads)
+    wavemamba.set_up_cpu(options.threads, restart=True)
     end = time.monotonic() + 60 * options.minutes
     outcome = "finished"
     while outcome in ("finished", "diverged"):  # else the time is over, all is measured, or others are at what is left

@@ -85,14 +85,19 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "DiT": ("dit_s2", DIT),
     "SiT": ("sit_s2", DIT),
     "ZigMa": ("zigma_s1", {"dim": 64, "depth": 12, "drop_path_rate": 0.0}),
+    "DiffuSSM": ("diffussm_s", {"dim": 64, "depth": 6}),
 }
 ABLATED = "mnist"
 VARIANTS: dict[str, dict[str, Any]] = {
     "no wavelet": {"levels": 0, "frequency_scan": "raster"},
+    "space alone": {"frequency": "none", "fusion_heads": 8},
+    "frequency alone": {"spatial": "none", "fusion_heads": 8},
     "layout interleaved": {"layout": "interleaved"},
     "layout mosaic": {"layout": "mosaic"},
     "fusion swap_k": {"fusion": "swap_k"},
     "fusion linear": {"fusion": "linear"},
+    "fusion window": {"fusion": "window", "attention_window": 4},
+    "fusion linear_attention": {"fusion": "linear_attention"},
     "attention independent": {"attention_sharing": "independent"},
     "attention none": {"attention_every": 0},
     "conv_state": {"conditioning": "conv_state"},
@@ -100,6 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "levels 3": {"levels": 3},
     "db2": {"transform": "db2"},
     "dct": {"transform": "dct"},
+    "einfft": {"frequency": "einfft"},
     "scan snake": {"snake": True},
     "scan hilbert": {"spatial_scan": "hilbert"},
     "scan zigma": {"scan_path": "zigma"},
