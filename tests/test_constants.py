@@ -1,9 +1,12 @@
+import gc
 import threading
 
+import pytest
 import torch
 
-from wavemamba import scan_order
+from wavemamba import WaveletMambaBlock, frequency_transform, scan_order
 from wavemamba.constants import TensorCache, _cache
+from wavemamba.layers.embeddings import resample_position, sincos_position
 
 
 def test_the_oldest_constants_go_first():
@@ -57,6 +60,42 @@ def test_many_grids_stay_within_the_budget(monkeypatch):
         for order in ("column", "snake"):
             scan_order(order).permutation(height, 16)
     assert 0 < _cache.bytes <= 2**16
+
+
+def visit(height, width):
+    """Ask for everything that is made once for a size."""
+    x = torch.zeros(1, height, width, 1)
+    for name in ("haar", "dct", "db2", "bior2.2"):
+        transform = frequency_transform(name, 1)
+        transform.synthesis(transform.analysis(x))
+    resample_position(torch.zeros(1, 3, 3, 4), height, width)
+    sincos_position(height, width, 4)
+    for name in ("hilbert", "window(window=4)", "jpeg"):
+        order = scan_order(name)
+        order.inverse(height, width)
+        order.reversed().permutation(height, width)
+
+
+@pytest.mark.parametrize("part", ["functions", "block"])
+def test_nothing_is_kept_beside_the_budget(monkeypatch, part):
+    """Counted over all tensors that are alive, whoever keeps them."""
+    monkeypatch.setattr(_cache, "budget", 2**14)
+    block = WaveletMambaBlock(2, transform="db2", levels=1, scan="hilbert", layout="mosaic").requires_grad_(False)
+
+    def alive():
+        gc.collect()
+        return sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
+
+    def many(sides):
+        for height in sides:
+            for width in range(2, 40, 6):
+                visit(height, width) if part == "functions" else block(torch.zeros(1, height, width, 2))
+
+    many([2])
+    before = alive()
+    many(range(4, 44, 4))
+    assert alive() - before <= 2**14
+    assert 0 < _cache.bytes <= 2**14
 
 
 def test_a_global_default_device_moves_no_constant():

@@ -89,6 +89,12 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
             pass
 
 
+def test_a_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.warns(UserWarning, match="not locked .*no POSIX locks"), FolderLock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "hard link", "fifo", "folder"])
 def test_a_lock_that_is_no_plain_file_is_left_alone(tmp_path, kind):
     precious, lock = tmp_path / "precious", tmp_path / "run" / ".lock"

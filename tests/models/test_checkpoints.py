@@ -252,6 +252,13 @@ def test_a_hostile_file_runs_nothing(tmp_path, suffix):
     assert not touched.exists()
 
 
+def test_the_restricted_reader_is_one_that_cannot_be_bypassed():
+    """Before 2.10 a file could run code though `weights_only=True` was said (CVE-2026-24747)."""
+    project = (GOLDEN.parents[1] / "pyproject.toml").read_text()
+    (needed,) = re.findall(r'"torch>=([\d.]+)"', project)
+    assert tuple(map(int, needed.split("."))) >= (2, 10)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 100, 0.5])
 def test_a_truncated_file_is_an_error(golden, tmp_path, suffix, kept):

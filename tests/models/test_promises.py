@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate import cpu_offload
 from support import relative_error
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from torch.utils.flop_counter import FlopCounterMode
 
 from wavemamba import ConfigError, create_model, list_models, models
+from wavemamba.layers import MambaMixer
 from wavemamba.models import load_pretrained
 
 CASES = {
@@ -123,6 +126,52 @@ def test_blocks_that_cannot_be_called_as_such_are_named(case):
     for make in (lambda config, spec: torch.nn.Identity(), lambda config, spec: torch.nn.Linear):
         with pytest.raises(ConfigError, match=r"block: expected a module called as block\(x, cond"):
             create_model(name, **{"img_size": 8, "depth": 1, "dim": 32, **options, "make_block": make})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_that_are_offloaded_give_the_same_numbers(case):
+    """No weight is read past the `forward` of the module that holds it."""
+    model = build(case).eval()
+    arguments = inputs(model)
+    with torch.no_grad():
+        expected = model(*arguments)
+        away = cpu_offload(model, execution_device=torch.device("cpu"))
+        assert all(p.is_meta for p in away.parameters())
+        assert torch.equal(away(*arguments), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_global_defaults_change_nothing(case):
+    model = build(case).train()
+    arguments = inputs(model)
+
+    def run():
+        torch.manual_seed(0)
+        out = model(*arguments)
+        return out, *torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad],
+                                         allow_unused=True)  # fmt: skip
+
+    expected, before = run(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = run()
+    finally:
+        torch.set_default_dtype(before)
+    for value, other in zip(found, expected, strict=True):
+        assert (value is None) == (other is None)
+        assert value is None or relative_error(value, other) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flops_are_those_of_the_scans_too(case):
+    model = build(case).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs(model))
+    counted = counter.get_flop_counts()["Global"]
+    scans = sum(isinstance(module, MambaMixer) for module in model.modules())
+    assert (torch.ops.wavemamba.selective_scan in counted) == (scans > 0)
+    assert all(counted.values())
 
 
 @pytest.mark.parametrize("case", CASES)

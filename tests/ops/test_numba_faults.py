@@ -265,7 +265,8 @@ def test_numba_switched_off(monkeypatch):
     assert torch.allclose(causal_conv1d(x, weight, backend="numba"), y, atol=1e-6)
 
 
-def test_vectors_follow_the_processor_that_numba_is_told(tmp_path):
+@pytest.mark.parametrize("told", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_ENABLE_AVX": "0"}], ids=str)
+def test_vectors_follow_the_processor_that_numba_is_told(tmp_path, told):
     code = (
         "import torch, wavemamba.ops.cpu.runtime as runtime, wavemamba.ops.cpu.math as m;"
         "from numba import njit; from wavemamba.ops.cpu.simd import HAS_SCALE, load, splat, store;"
@@ -277,7 +278,7 @@ def test_vectors_follow_the_processor_that_numba_is_told(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "generic"},
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **told},
         capture_output=True,
         text=True,
         timeout=120,
