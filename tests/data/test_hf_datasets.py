@@ -189,6 +189,22 @@ def test_what_is_wrong_is_named(parquet, options, error, message):
         open_source(f"huggingface:{parquet}", size=8, **options)
 
 
+def test_shuffled_streams_are_refused():
+    """Their order is no matter of seed and step; after `skip`, `datasets` 5 may wait for its own threads for ever."""
+    stream = table(range(8)).to_iterable_dataset(num_shards=4)
+    HuggingFaceStream(stream, SMALL)
+    for shuffled in (stream.shuffle(seed=0), stream.shuffle(seed=0).select_columns(["image", "label"]).take(5)):
+        with pytest.raises(ConfigError, match=r"order of their files, got shuffled ones; leave shuffle\(\) out"):
+            HuggingFaceStream(shuffled, SMALL)
+
+
+@pytest.mark.parametrize("labels", [[0, 2**31, 1], ["a", "", "b"], ["a", " ", "b"], [0, -1, 1], [0, None, 1]])
+def test_labels_that_say_no_class_are_refused(labels):
+    data = datasets.Dataset.from_dict({"image": [[[0, 1]]] * 3, "label": labels})
+    with pytest.raises(DataError, match=r"expected (labels that number|numbers >= 0 or names)"):
+        HuggingFaceDataset(data, SMALL)
+
+
 def test_data_that_are_not_there_are_named():
     with pytest.raises(DataError, match=r"no_such/data_set: expected data that 'datasets' can read"):
         open_source("huggingface:no_such/data_set")

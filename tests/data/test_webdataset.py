@@ -107,7 +107,11 @@ def test_hidden_members_are_left_out_and_folders_are_kept_apart(tmp_path):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["1.jpg", "1.mask.png"], {}, r"second one: 1\.mask\.png; say which suffix .* image="),
+        (
+            ["1.jpg", "1.mask.png"],
+            {},
+            r"tar: expected one .* second one: 1\.mask\.png; say which suffix .* image=$",
+        ),
         (["1.png", "1.cls", "2.png"], {}, r"2\.png: expected a label, 1 of 2 samples"),
         (["1.cls"], {}, "expected pictures.*1 samples without a picture"),
         (["1.png", "1.cls"], {"classes": ("a",)}, "expected a label below 1"),
@@ -119,6 +123,35 @@ def test_hidden_members_are_left_out_and_folders_are_kept_apart(tmp_path):
 def test_samples_that_are_not_clear_are_refused(tmp_path, names, options, message):
     with pytest.raises(DataError, match=message):
         open_source(members(tmp_path, *names), size=8, **options)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"", r"2\.png: expected a number or a name as label, got an empty one"),
+        (b" \n", "got an empty one"),
+        (b"900000000", r"2\.png: expected labels that number the classes from 0 on, got 900000000; .*classes="),
+        (b"9" * 4000, "number the classes from 0 on"),
+    ],
+)
+def test_labels_that_say_no_class_are_refused(tmp_path, label, message):
+    path = write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.cls", b"1"), ("2.png", png(2)), ("2.cls", label)])
+    with pytest.raises(DataError, match=message):
+        open_source(path, size=8)
+
+
+def test_what_an_editor_puts_before_a_text_is_no_part_of_a_label(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.cls", b"\xef\xbb\xbf1\r\n")])
+    assert open_source(path, size=8).classes == ("0", "1")
+
+
+def test_members_need_not_be_neighbours(tmp_path):
+    names = ["x.v1/2.PNG", "x.v1/1.png", "y/1.png", "x.v1/1.cls", "y/1.CLS", "x.v1/2.cls"]
+    path = write_tar(
+        tmp_path / "a.tar", [(name, png(9) if "n" in name.lower() else name[:1].encode()) for name in names]
+    )
+    source = open_source(path, size=8)
+    assert [source.classes[source.example(i)[1]] for i in range(3)] == ["x", "x", "y"]
 
 
 def test_one_of_several_pictures_is_named(tmp_path):

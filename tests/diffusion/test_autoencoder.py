@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from wavemamba import BackendUnavailable, CheckpointError, ConfigError, ShapeError
 from wavemamba.diffusion import Autoencoder
@@ -124,6 +125,26 @@ def test_missing_weights_and_pickles_are_refused(tmp_path) -> None:
         Autoencoder.from_pretrained(tmp_path, local_files_only=True)
     tiny().save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(CheckpointError, match="safetensors"):
+        Autoencoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("decoder.conv_in.weight"), r"missing: decoder\.conv_in\.weight"),
+        (lambda state: state.update(more=torch.zeros(2)), "not of this model: more"),
+        (lambda state: state["decoder.conv_in.weight"].fill_(torch.nan), r"NaN or infinite: decoder\.conv_in\.weight"),
+        (lambda state: state.update({"decoder.conv_in.weight": torch.zeros(3, 4, 3, 3)}), "expected shape"),
+    ],
+    ids=["missing", "left over", "NaN", "misshapen"],
+)
+def test_weights_that_do_not_fit_are_never_drawn_at_random(tmp_path, change, told) -> None:
+    tiny().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=told):
         Autoencoder.from_pretrained(tmp_path)
 
 

@@ -17,6 +17,7 @@ from wavemamba.errors import ConfigError, DataError
 from wavemamba.seeds import generator_for
 
 Item = TypeVar("Item")
+_MOST_CLASSES = 2**20  # a number beyond is some other number: an identifier, say
 
 
 class Source(ABC):
@@ -213,6 +214,20 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Exampl
     order = torch.randperm(len(source), generator=generator_for(seed, "hold out"), dtype=torch.int64, device="cpu")
     rest = Part(source, order[held:], f"{len(source) - held} trained on, {held} held out")
     return rest, Part(source, order[:held], f"{held} held out")
+
+
+def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
+    """The names "0" to "largest", for labels that are numbers without names.
+
+    Raises:
+        DataError: the largest one is no number of a class.
+    """
+    if largest >= _MOST_CLASSES:
+        raise DataError(
+            f"{where}: expected labels that number the classes from 0 on, got {str(largest)[:20]}; number them so, "
+            "or name the classes with classes="
+        )
+    return tuple(map(str, range(largest + 1)))
 
 
 def fault_of(read: Callable[[Item], object], item: Item) -> str | None:

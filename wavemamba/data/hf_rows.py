@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wavemamba.data.base import numbered_classes
 from wavemamba.data.pictures import PictureView
 from wavemamba.errors import ConfigError, DataError
 
@@ -119,8 +120,8 @@ def _fetched(address: str) -> bytes:
 
 def classes_in(labels: list[Any], name: str, column: str) -> tuple[str, ...]:
     """Class names for a column that has none: the names in it, sorted, or the numbers up to the largest."""
-    if all(isinstance(value, str) for value in labels):
+    if all(isinstance(value, str) and value.strip() for value in labels):
         return tuple(sorted(set(labels)))
     if all(isinstance(value, int) and value >= 0 for value in labels):
-        return tuple(str(number) for number in range(max(labels) + 1))
+        return numbered_classes(max(labels), f"{name}, column {column!r}")
     raise DataError(f"{name}: expected numbers >= 0 or names in column {column!r}, got {labels[:5]!r}; name the column")

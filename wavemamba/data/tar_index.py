@@ -72,6 +72,8 @@ def _read_headers(path: Path, image: str | None, label: str | None) -> TarIndex:
                 else:
                     _sort_in(path, archive, member, (image, label), samples, skipped)
             _check_end(path, end)
+    except DataError:  # which is a ValueError
+        raise
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(
             f"{shown(path)}: expected an uncompressed tar file that is whole ({type(error).__name__}: {error}); "
@@ -124,7 +126,7 @@ def _sort_in(
     if member.size > _LONGEST_LABEL:
         raise DataError(f"{shown(path)}: {shown(member.name)}: expected a label, got {member.size} bytes")
     file = archive.extractfile(member)
-    sample["label"] = (file.read() if file else b"").decode().strip()
+    sample["label"] = (file.read() if file else b"").decode("utf-8-sig").strip()
 
 
 def _check_end(path: Path, end: int) -> None:

@@ -110,7 +110,7 @@ class Autoencoder:
 
         Raises:
             BackendUnavailable: diffusers is not installed.
-            CheckpointError: nothing can be loaded from there.
+            CheckpointError: nothing can be loaded from there, or weights are missing, left over, or no numbers.
         """
         try:
             from diffusers import AutoencoderKL
@@ -120,11 +120,19 @@ class Autoencoder:
             ) from error
         load: Any = AutoencoderKL.from_pretrained
         try:
-            model = load(str(source), use_safetensors=True, torch_dtype=dtype, **options)
+            model, found = load(
+                str(source), use_safetensors=True, torch_dtype=dtype, **options, output_loading_info=True
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{source}: expected a folder or hub id with an AutoencoderKL in safetensors, got: {error}"
             ) from error
+        # diffusers draws what is missing at random.
+        wrong = {"missing": found["missing_keys"], "not of this model": found["unexpected_keys"]}
+        there = {name: value for name, value in model.state_dict().items() if not value.is_meta}
+        wrong["NaN or infinite"] = [name for name, value in there.items() if not value.isfinite().all()]
+        if listed := "; ".join(f"{what}: {', '.join(sorted(names)[:5])}" for what, names in wrong.items() if names):
+            raise CheckpointError(f"{source}: expected the weights of the AutoencoderKL of its config ({listed})")
         return cls(model.to(device), scaling_factor=scaling_factor, shift_factor=shift_factor)
 
     @property

@@ -41,7 +41,7 @@ class HuggingFaceStream(StreamedSource):
 
     Raises:
         DataError: a column is missing, or the classes are not known.
-        ConfigError: `lanes` or `buffer` is below 1.
+        ConfigError: `lanes` or `buffer` is below 1, or the data are shuffled.
     """
 
     def __init__(
@@ -64,6 +64,11 @@ class HuggingFaceStream(StreamedSource):
         self.name, self.lanes, self.buffer = name, lanes, buffer
         self.index = Path(index or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wavemamba")
         self._fingerprint: str | None = None
+        if _is_shuffled(dataset):
+            raise ConfigError(
+                f"{name}: expected data in the order of their files, got shuffled ones; leave shuffle() out, the order "
+                "is drawn here"
+            )
         with named(name):
             self._rows = HuggingFaceRows(dataset.features, name, self.view, image, label, classes)
             self.dataset = self._rows.prepared(dataset)
@@ -126,3 +131,11 @@ class HuggingFaceStream(StreamedSource):
         """Rows, shards, classes."""
         shards = f"{self.num_shards:,} shards"
         return f"{self.name}: {count_of(self)} of {classes_of(self)}, streamed from {shards}"
+
+
+def _is_shuffled(dataset: Any) -> bool:
+    """Whether `shuffle()` was called on it: no public attribute says so, but the classes that it wraps the data in."""
+    inner = getattr(dataset, "_ex_iterable", None)
+    while inner is not None and "Shuffle" not in type(inner).__name__:
+        inner = getattr(inner, "ex_iterable", None)
+    return inner is not None

@@ -15,7 +15,7 @@ import torch
 from PIL.ContainerIO import ContainerIO
 from torch import Tensor
 
-from wavemamba.data.base import classes_of, digest_of, shown
+from wavemamba.data.base import classes_of, digest_of, numbered_classes, shown
 from wavemamba.data.fingerprints import content_digest
 from wavemamba.data.picture_source import PictureSource
 from wavemamba.data.pictures import PictureView
@@ -153,11 +153,15 @@ class TarShards(PictureSource):
                 "samples as one class"
             )
         texts = [text or "" for text in written]
+        if classes is None and "" in texts:
+            raise DataError(
+                f"{self._place(texts.index(''))[1]}: expected a number or a name as label, got an empty one"
+            )
         if all(text.isdecimal() for text in texts):
             numbers = [int(text) for text in texts]
-            names = tuple(classes) if classes is not None else tuple(str(i) for i in range(max(numbers) + 1))
+            name = self._place(numbers.index(max(numbers)))[1]
+            names = tuple(classes) if classes is not None else numbered_classes(max(numbers), name)
             if max(numbers) >= len(names):
-                name = self._place(numbers.index(max(numbers)))[1]
                 raise DataError(
                     f"{name}: expected a label below {len(names)}, the number of classes, got {max(numbers)}"
                 )
