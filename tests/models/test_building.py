@@ -244,11 +244,11 @@ BUILT_IN = [
     ("fusion", "cross", "SpatialFrequencyFusion"),
     ("fusion", "swap_k", "SpatialFrequencyFusion"),
     ("fusion", "linear", "SpatialFrequencyFusion"),
-    ("fusion", "window", "SpatialFrequencyFusion"),
-    ("fusion", "linear_attention", "SpatialFrequencyFusion"),
+    ("fusion", "window", "WindowAttention"),
+    ("fusion", "linear_attention", "LinearAttention"),
     ("attention", "transformer", "SharedAttention"),
-    ("attention", "window", "SharedAttention"),
-    ("attention", "linear_attention", "SharedAttention"),
+    ("attention", "window", "WindowAttention"),
+    ("attention", "linear_attention", "LinearAttention"),
     ("mlp", "gated", "GatedMlp"),
     ("mlp", "plain", "Mlp"),
     ("norm", "rms", "RMSNorm"),
@@ -261,7 +261,7 @@ def test_a_part_of_the_library_is_what_its_name_says(kind, name, made):
     model = tiny(depth=1, attention_every=1, **{kind: name})
     assert made in {type(module).__name__ for module in model.modules()}
     assert model.needs() == {}
-    if kind == "fusion":
+    if made == "SpatialFrequencyFusion":
         assert model.blocks[0].fusion.mode == name
 
 
