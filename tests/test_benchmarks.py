@@ -1,8 +1,11 @@
 """What the benchmarks compare with is the same model: they would otherwise break unseen."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 COMPARE = """
@@ -55,3 +58,10 @@ assert all(row["GFLOP"] > 0 for row in rows)
 def test_families_are_compared_at_equal_parameters_and_each_computes_what_it_should():
     done = subprocess.run([sys.executable, "-c", EQUAL, str(FOLDER)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_small_model_is_timed_in_a_process_of_its_own():
+    command = [sys.executable, FOLDER / "small_model.py", "--child", "demo", "fused", "--steps=1", "--threads=1"]
+    row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert row["step ms"] == row["gradients ms"] + row["optimizer ms"] > row["products ms"] > 0
+    assert row["k parameters"] == pytest.approx(543.2, abs=0.1)
