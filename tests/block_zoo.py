@@ -17,7 +17,7 @@ from wavemamba import (
     scan_order,
 )
 from wavemamba.blocks import DiffuSSMBlock, EinFFT, SingleBranchBlock, ZigMaBlock
-from wavemamba.layers import SelfAttention, WindowAttention, make_mlp
+from wavemamba.layers import AttentionMixer, GLAMixer, Mamba2Mixer, SelfAttention, WindowAttention, make_mlp
 from wavemamba.ops.haar import LAYOUTS
 
 DIM, COND = 16, 6
@@ -28,6 +28,16 @@ BLOCKS = {
         DIM, cond, mixer=MambaMixer(DIM, cond_dim=cond, conditioning="conv_state" if cond else "none")
     ),
     "spatial, both ways": lambda cond: SpatialMambaBlock(DIM, cond, mixer=MambaMixer(DIM, bidirectional=True)),
+    "spatial, Mamba-2": lambda cond: SpatialMambaBlock(
+        DIM,
+        cond,
+        scan="snake",
+        mixer=Mamba2Mixer(DIM, d_state=4, head_dim=8, cond_dim=cond, conditioning="conv_state" if cond else "none"),
+    ),
+    "spatial, softmax attention": lambda cond: SpatialMambaBlock(DIM, cond, scan="hilbert", mixer=AttentionMixer(DIM)),
+    "wavelet, gated linear attention": lambda cond: WaveletMambaBlock(
+        DIM, cond, mixer=GLAMixer(DIM, bidirectional=True)
+    ),
     **{
         f"wavelet {layout}": lambda cond, layout=layout: WaveletMambaBlock(DIM, cond, layout=layout)
         for layout in LAYOUTS

@@ -12,7 +12,7 @@ from wavemamba.blocks import (
 )
 from wavemamba.errors import BackendUnavailable, CheckpointError, ConfigError, ShapeError, SolverError, WavemambaError
 from wavemamba.integrations.timm import register_in_timm
-from wavemamba.layers import MambaMixer
+from wavemamba.layers import AttentionMixer, GLAMixer, Mamba2Mixer, MambaMixer
 from wavemamba.machine import set_up_cpu
 from wavemamba.models import DiMSUM, DiMSUMConfig, create_model, list_models, register_model
 from wavemamba.sampling import Sampler
@@ -21,12 +21,15 @@ from wavemamba.transforms import frequency_transform, register_transform
 from wavemamba.version import __version__
 
 __all__ = [
+    "AttentionMixer",
     "BackendUnavailable",
     "CheckpointError",
     "ConfigError",
     "DiMSUM",
     "DiMSUMBlock",
     "DiMSUMConfig",
+    "GLAMixer",
+    "Mamba2Mixer",
     "MambaMixer",
     "Sampler",
     "ScanOrder",

@@ -16,7 +16,7 @@ from wavemamba.compat.mamba_ssm.modules.mamba_simple import Block, Mamba
 from wavemamba.compat.mamba_ssm.modules.mha import MHA
 from wavemamba.compat.mamba_ssm.ops.selective_scan_interface import mamba_inner_ref, selective_scan_ref
 from wavemamba.compat.mamba_ssm.utils.generation import InferenceParams, sample
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import CheckpointError, ConfigError, ShapeError
 from wavemamba.ops import backends
 
 
@@ -248,3 +248,30 @@ def test_state_dicts_of_both_mixers():
     back = to_mamba(ours.state_dict())
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_state_dicts_of_mamba2_and_its_mixer():
+    from wavemamba.compat import from_mamba2, to_mamba2
+    from wavemamba.layers import Mamba2Mixer
+
+    theirs = noisy(Mamba2(16, d_state=4, headdim=8, chunk_size=4))
+    ours = Mamba2Mixer(16, d_state=4, head_dim=8)
+    ours.load_state_dict(from_mamba2(theirs.state_dict()))
+    x = torch.randn(2, 70, 16)
+    assert relative_error(ours(x), theirs(x)) < 1e-6
+    back = to_mamba2(ours.state_dict())
+    assert back.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+    without = noisy(Mamba2(16, d_state=4, headdim=8, conv_bias=False))
+    ours.load_state_dict(from_mamba2(without.state_dict()))
+    assert relative_error(ours(x), without(x)) < 1e-6
+    for call, message in (
+        (lambda: from_mamba2(Mamba2(16, headdim=8, bias=True).state_dict()), "in_proj.bias"),
+        (
+            lambda: from_mamba2(Mamba2(16, headdim=8, D_has_hdim=True).state_dict()),
+            "D: expected one skip factor a head",
+        ),
+        (lambda: to_mamba2(Mamba2Mixer(16, bidirectional=True).state_dict()), "directions.1"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            call()

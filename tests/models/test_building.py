@@ -241,6 +241,9 @@ BUILT_IN = [
     ("frequency", "mamba", "WaveletMambaBlock"),
     ("frequency", "einfft", "EinFFT"),
     ("mixer", "mamba1", "MambaMixer"),
+    ("mixer", "mamba2", "Mamba2Mixer"),
+    ("mixer", "gla", "GLAMixer"),
+    ("mixer", "attention", "AttentionMixer"),
     ("fusion", "cross", "SpatialFrequencyFusion"),
     ("fusion", "swap_k", "SpatialFrequencyFusion"),
     ("fusion", "linear", "SpatialFrequencyFusion"),
@@ -371,7 +374,7 @@ def test_scans_differ_from_block_to_block():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mixer": "mamba"}, "did you mean 'mamba1'"),
+        ({"mixer": "mamb1"}, "did you mean 'mamba1'"),
         ({"spatial_scan": "hilbrt"}, "hilbert"),
         ({"snake": True, "spatial_scan": "hilbert"}, "spatial_scan"),
         ({"make_blok": own_block}, "did you mean make_block"),

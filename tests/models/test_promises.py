@@ -50,6 +50,13 @@ CASES = {
         {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2, "attention_window": 3},
     ),
     "dimsum-linear-attention": ("dimsum_s2_linear", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
+    **{
+        f"dimsum-{mixer}": (
+            "dimsum_tiny",
+            {"mixer": mixer, "attention_every": 2, "fusion_heads": 2, "attention_heads": 2, "spatial_scan": "hilbert"},
+        )
+        for mixer in ("mamba2", "gla", "attention")
+    },
     "dit": ("dit_s2", {"num_heads": 2}),
     "sit": ("sit_s4", {"num_heads": 2}),
     "diffussm": ("diffussm_s", {}),

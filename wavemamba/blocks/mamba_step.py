@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
-from wavemamba.layers import AdaLN, MambaMixer, gated_residual, make_norm, modulate
+from wavemamba.layers import AdaLN, MambaMixer, SequenceMixer, gated_residual, make_norm, modulate
 from wavemamba.layers.mixers import expect_mixer
 from wavemamba.layers.norm import Norm
 from wavemamba.layers.part_checks import expect_result
@@ -33,7 +35,7 @@ class GatedMamba(nn.Module):
                 f"norm: expected None with cond_dim = {cond_dim}, got {norm!r}; the modulation replaces it"
             )
         self.mixer = MambaMixer(dim) if mixer is None else expect_mixer(mixer)
-        if isinstance(mixer, MambaMixer):
+        if isinstance(mixer, SequenceMixer):
             _expect_fit(mixer, dim, cond_dim)
         # Decided here, while the mixer is what the caller built: what wraps it later may hide its attributes.
         self.conditions_mixer = bool(getattr(self.mixer, "takes_condition", True))
@@ -58,9 +60,9 @@ class GatedMamba(nn.Module):
         return "" if self.modulation is None else f"conditions_mixer={self.conditions_mixer}"
 
 
-def _expect_fit(mixer: MambaMixer, dim: int, cond_dim: int | None) -> None:
+def _expect_fit(mixer: SequenceMixer[Any], dim: int, cond_dim: int | None) -> None:
     if mixer.dim != dim:
-        raise ConfigError(f"mixer: expected width {dim}, got {mixer.dim}; build it with MambaMixer({dim})")
+        raise ConfigError(f"mixer: expected width {dim}, got {mixer.dim}; build it with {type(mixer).__name__}({dim})")
     if mixer.takes_condition and mixer.cond_dim != cond_dim:
         raise ConfigError(
             f"mixer: expected a mixer whose condition is that of the block, cond_dim = {cond_dim}, got cond_dim = "

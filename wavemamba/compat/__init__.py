@@ -6,6 +6,6 @@ from mamba_ssm import Mamba  # wavemamba's
 """
 
 from wavemamba.compat.installing import install, uninstall
-from wavemamba.compat.state_dicts import from_mamba, to_mamba
+from wavemamba.compat.state_dicts import from_mamba, from_mamba2, to_mamba, to_mamba2
 
-__all__ = ["from_mamba", "install", "to_mamba", "uninstall"]
+__all__ = ["from_mamba", "from_mamba2", "install", "to_mamba", "to_mamba2", "uninstall"]

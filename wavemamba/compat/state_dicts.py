@@ -1,4 +1,4 @@
-"""State dicts of `mamba_ssm.Mamba` (and Vision Mamba's) and of `wavemamba.MambaMixer`, each as the other's."""
+"""State dicts of mamba-ssm's `Mamba` (and Vision Mamba's) and `Mamba2`, and of our mixers, each as the other's."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ _TABLE = {
         for theirs, ours in _PARTS
     },
 }
+_TABLE2 = {
+    **{name: name for name in (*_SAME, "norm.weight")},
+    "conv1d.weight": "directions.0.conv_weight",
+    "conv1d.bias": "directions.0.conv_bias",
+    **{name: f"directions.0.{name}" for name in ("dt_bias", "A_log", "D")},
+}
 
 
 def from_mamba(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,12 +46,7 @@ def from_mamba(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: a name has no place in a `MambaMixer`.
     """
     _refuse_others(state, _TABLE, "mamba_ssm.Mamba with bias=False and bimamba_type 'none' or 'v2'")
-    renamed = {_TABLE[name]: tensor.squeeze(1) if tensor.dim() == 3 else tensor for name, tensor in state.items()}
-    for direction in range(2):
-        weight = renamed.get(f"directions.{direction}.conv_weight")
-        if weight is not None:
-            renamed.setdefault(f"directions.{direction}.conv_bias", torch.zeros_like(weight[:, 0]))
-    return renamed
+    return _renamed(state, _TABLE)
 
 
 def to_mamba(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,8 +55,48 @@ def to_mamba(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name has no place in a `Mamba`, such as those of `conditioning="conv_state"`.
     """
-    back = {ours: theirs for theirs, ours in _TABLE.items()}
-    _refuse_others(state, back, "wavemamba.MambaMixer with conditioning='none'")
+    return _renamed_back(state, _TABLE, "wavemamba.MambaMixer with conditioning='none'")
+
+
+def from_mamba2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a `Mamba2` as that of a `Mamba2Mixer`.
+
+    Args:
+        state: mamba-ssm's names, of a module with `ngroups=1` and `norm_before_gate=False`, which no shape tells;
+            `conv1d.weight` is (E + 2 N, 1, width). A convolution without bias gets one of zeros.
+
+    Raises:
+        CheckpointError: a name has no place in a `Mamba2Mixer`, or there is a skip factor a channel.
+    """
+    _refuse_others(state, _TABLE2, "mamba_ssm.Mamba2 with bias=False")
+    if "D" in state and "dt_bias" in state and state["D"].shape != state["dt_bias"].shape:
+        raise CheckpointError(
+            f"D: expected one skip factor a head, {tuple(state['dt_bias'].shape)}, got {tuple(state['D'].shape)}; a "
+            "Mamba2 with D_has_hdim=True has no place in a Mamba2Mixer"
+        )
+    return _renamed(state, _TABLE2)
+
+
+def to_mamba2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a `Mamba2Mixer` of one direction as that of a `Mamba2` with its sizes.
+
+    Raises:
+        CheckpointError: a name has no place in a `Mamba2`, such as those of `bidirectional=True`.
+    """
+    return _renamed_back(state, _TABLE2, "wavemamba.layers.Mamba2Mixer of one direction with conditioning='none'")
+
+
+def _renamed(state: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed = {table[name]: tensor.squeeze(1) if tensor.dim() == 3 else tensor for name, tensor in state.items()}
+    for name, weight in list(renamed.items()):
+        if name.endswith(".conv_weight"):
+            renamed.setdefault(name.replace("weight", "bias"), torch.zeros_like(weight[:, 0]))
+    return renamed
+
+
+def _renamed_back(state: Mapping[str, Tensor], table: Mapping[str, str], whose: str) -> dict[str, Tensor]:
+    back = {ours: theirs for theirs, ours in table.items()}
+    _refuse_others(state, back, whose)
     return {
         back[name]: tensor.unsqueeze(1) if name.endswith("conv_weight") else tensor for name, tensor in state.items()
     }

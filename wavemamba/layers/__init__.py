@@ -10,7 +10,18 @@ from wavemamba.layers.attention import (
 )
 from wavemamba.layers.drop_path import DropPath
 from wavemamba.layers.embeddings import LabelEmbed, PatchEmbed, TimeEmbed
-from wavemamba.layers.mixers import MambaMixer, MambaState, Mixer, S4DMixer
+from wavemamba.layers.mixers import (
+    AttentionMixer,
+    AttentionState,
+    GLAMixer,
+    GLAState,
+    Mamba2Mixer,
+    MambaMixer,
+    MambaState,
+    Mixer,
+    S4DMixer,
+    SequenceMixer,
+)
 from wavemamba.layers.mixers.selective_ssm import SelectiveSSM
 from wavemamba.layers.mlp import GatedMlp, Mlp, make_mlp
 from wavemamba.layers.modulation import AdaLN, Modulation, gated_residual, modulate
@@ -20,14 +31,19 @@ from wavemamba.layers.weight_decay import parameter_groups, undecayed_names
 
 __all__ = [
     "AdaLN",
+    "AttentionMixer",
+    "AttentionState",
     "ConditionalPositions",
     "CrossAttention",
     "DropPath",
     "FullAttention",
+    "GLAMixer",
+    "GLAState",
     "GatedMlp",
     "LabelEmbed",
     "LayerNorm",
     "LinearAttention",
+    "Mamba2Mixer",
     "MambaMixer",
     "MambaState",
     "Mixer",
@@ -39,6 +55,7 @@ __all__ = [
     "S4DMixer",
     "SelectiveSSM",
     "SelfAttention",
+    "SequenceMixer",
     "TimeEmbed",
     "WindowAttention",
     "add_norm",

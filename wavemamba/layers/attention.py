@@ -19,7 +19,9 @@ _NARROW = 64
 _LEAST_FEATURE = 2.0**-20
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """`softmax(q k^T / sqrt(C / heads)) v`, head by head.
 
     Args:
@@ -27,12 +29,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
         k: (B, M, C).
         v: (B, M, C).
         num_heads: a divisor of C.
+        mask: bool, (L, M) or (B, 1, L, M), which keys each query sees, at least one; None: all.
+        causal: query `l` sees the keys up to number `l` alone; without a mask.
 
     Returns:
         (B, L, C).
     """
     q, k, v = (_heads(t, num_heads) for t in (q, k, v))
-    return _softmax_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _softmax_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -40,12 +44,12 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Of (..., heads, L, d) each, with a mask (..., L, L) of the keys that each query sees, at least one."""
     if _trains_faster_in_float32(q):
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
 def _trains_faster_in_float32(q: Tensor) -> bool:

@@ -36,14 +36,14 @@ class RotaryPositions(nn.Module):
         """Map (B, H, W, C) to the same shape; the condition has no effect."""
         by_column, by_row = tokens.to(accumulation_dtype(tokens.dtype)).chunk(2, dim=-1)
         columns, rows = self._angles(tokens.shape[2], tokens.device), self._angles(tokens.shape[1], tokens.device)
-        rotated = torch.cat([_rotate(by_column, columns), _rotate(by_row, rows[:, None])], dim=-1)
+        rotated = torch.cat([rotate_pairs(by_column, columns), rotate_pairs(by_row, rows[:, None])], dim=-1)
         return rotated.to(tokens.dtype)
 
     def _angles(self, places: int, device: torch.device) -> Tensor:
         """(N, C / 4) in float64, for N places."""
-        pairs = self.dim // 4
-        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
-        return torch.arange(places, dtype=torch.float64, device=device)[:, None] * frequencies
+        return torch.arange(places, dtype=torch.float64, device=device)[:, None] * rotation_frequencies(
+            self.dim // 4, device
+        )
 
     def extra_repr(self) -> str:
         """The width, for `print`."""
@@ -78,7 +78,12 @@ class ConditionalPositions(nn.Module):
         return modulate(self.norm(y), shift, scale)
 
 
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+def rotation_frequencies(pairs: int, device: torch.device) -> Tensor:
+    """Angle of each pair from one place to the next, `10000 ** (-j / pairs)`: (pairs,) in float64."""
+    return 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
+
+
+def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate the pairs (2 j, 2 j + 1) of (..., 2 N) by the angles (..., N)."""
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     even, odd = x.unflatten(-1, (x.shape[-1] // 2, 2)).unbind(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
-from wavemamba.layers import LabelEmbed, MambaMixer, PatchEmbed, TimeEmbed, modulate
+from wavemamba.layers import LabelEmbed, PatchEmbed, SequenceMixer, TimeEmbed, modulate
 from wavemamba.layers.embeddings import resample_position, sincos_position, unpatchify
 from wavemamba.layers.norm import plain_layer_norm
 from wavemamba.layers.weight_decay import undecayed_names
@@ -217,7 +217,7 @@ class PatchDiffusionModel(Recomputed, DiffusionModel):
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, MambaMixer):
+            if isinstance(module, SequenceMixer):
                 nn.init.kaiming_uniform_(module.out_proj.weight, a=5**0.5)
                 with torch.no_grad():
                     module.out_proj.weight.div_(self.config.depth**0.5)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wavemamba.checks import expect_shape
 from wavemamba.errors import ShapeError
+from wavemamba.scans import expect_permutation, invert_permutation
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -56,6 +57,52 @@ class Segments:
             return rows[padding[:, rows].to(torch.uint8).argsort(dim=1, stable=True)]
         rank = documents if padding is None else documents.masked_fill(padding, torch.iinfo(torch.int64).max)
         return rows[rank[:, rows].argsort(dim=1, stable=True)]
+
+
+class Walk:
+    """The sequence in which the steps of a mixer visit the rows: document by document, padding last.
+
+    Args:
+        rows: (L,), the row that each step visits, or None: in turn.
+        segments: padding and documents, or None: neither.
+        length: rows L.
+    """
+
+    def __init__(self, rows: Tensor | None, segments: Segments | None, length: int) -> None:
+        if rows is not None and segments is not None:
+            rows = expect_permutation(rows, length)  # the ops check it where they are what reads it first
+        self.rows, self.segments, self.length = rows, segments, length
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(B,) int64, how many steps come before the padding; None: all."""
+        return None if self.segments is None else self.segments.lengths
+
+    @property
+    def documents(self) -> Tensor | None:
+        """(B, L) int64, the document of every step, nondecreasing; None: one."""
+        return None if self.segments is None else self.segments.documents
+
+    @property
+    def padding(self) -> Tensor | None:
+        """(B, L) bool, which steps visit padding; None: no step does."""
+        return None if self.segments is None else self.segments.padding
+
+    def visit(self, x: Tensor) -> Tensor:
+        """(B, L, C), rows, as what the steps visit."""
+        if self.segments is not None:
+            return gather_rows(x, self.segments.visits(self.rows, backwards=False))
+        return x if self.rows is None else x.index_select(1, expect_permutation(self.rows, self.length))
+
+    def leave(self, y: Tensor) -> Tensor:
+        """(B, L, C), what the steps made, as rows."""
+        if self.segments is not None:
+            return scatter_rows(y, self.segments.visits(self.rows, backwards=False))
+        return y if self.rows is None else y.index_select(1, invert_permutation(self.rows.long()))
+
+    def turn(self, x: Tensor) -> Tensor:
+        """(B, L, C), steps, the last one first inside each document; turned twice it is as before."""
+        return x.flip(1) if self.segments is None else gather_rows(x, self.segments.visits(None, backwards=True))
 
 
 def read_segments(lengths: Tensor | None, seq_idx: Tensor | None, tokens: Tensor) -> Segments | None:

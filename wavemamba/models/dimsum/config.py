@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wavemamba.blocks.fusion import FUSION_MODES
 from wavemamba.blocks.wavelet import BAND_SCALINGS, BandScaling
 from wavemamba.errors import ConfigError
-from wavemamba.layers.mixers.mamba1 import CONDITIONINGS, Conditioning
+from wavemamba.layers.mixers.convolved import CONDITIONINGS, Conditioning
 from wavemamba.models.config import MOST, PatchConfig, expect, expect_whole
 from wavemamba.models.part_registry import PART_KINDS, part_names
 from wavemamba.names import choose
@@ -52,7 +52,8 @@ class DiMSUMConfig(PatchConfig):
     """The branch over frequencies: "mamba", over subbands; "einfft", an MLP on the spectrum of the tokens; "none", or a
     registered part."""
     mixer: str = "mamba1"
-    """What runs along the sequences: "mamba1", or a registered part of width `branch_dim`."""
+    """What runs along the sequences: "mamba1"; "mamba2"; "gla", gated linear attention; "attention", softmax attention
+    whose scores depend on distances along the scan order; or a registered part of width `branch_dim`."""
     spatial_scan: str = "raster"
     """The order of the spatial branch, by any name of `scan_order`."""
     spatial_alternation: str | None = None
@@ -107,11 +108,11 @@ class DiMSUMConfig(PatchConfig):
     snake: bool = False
     """Both sequences run every second row backwards."""
     bidirectional: bool = False
-    """Mixers scan backwards too."""
+    """Mixers scan backwards too; not "attention", which sees all tokens."""
     conditioning: Conditioning = "none"
-    """How the condition enters the mixers, beside adaLN: "none" or "conv_state"."""
+    """How the condition enters the mixers, beside adaLN: "none", or "conv_state" where they are Mambas."""
     d_state: int = 16
-    """State size N of the mixers."""
+    """State size N of a channel in the mixers, for "gla" the width K of a head's keys; "attention" has none."""
 
     def __post_init__(self) -> None:
         """Check every value."""

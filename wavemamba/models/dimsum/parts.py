@@ -20,9 +20,12 @@ from wavemamba.blocks import (
 from wavemamba.blocks.fusion import FusionMode
 from wavemamba.errors import ConfigError
 from wavemamba.layers import (
+    AttentionMixer,
     ConditionalPositions,
     FullAttention,
+    GLAMixer,
     LinearAttention,
+    Mamba2Mixer,
     MambaMixer,
     RotaryPositions,
     SelfAttention,
@@ -180,6 +183,40 @@ def _mamba1(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
         cond_dim=None if config.conditioning == "none" else config.dim,
         conditioning=config.conditioning,
     )
+
+
+@built_in_part("mixer", "mamba2")
+def _mamba2(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    return Mamba2Mixer(
+        config.branch_dim,
+        d_state=config.d_state,
+        bidirectional=config.bidirectional,
+        cond_dim=None if config.conditioning == "none" else config.dim,
+        conditioning=config.conditioning,
+    )
+
+
+@built_in_part("mixer", "gla")
+def _gla(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    _expect_default(config, "conditioning", "has no convolution for a condition to fill")
+    return GLAMixer(config.branch_dim, d_state=config.d_state, bidirectional=config.bidirectional)
+
+
+@built_in_part("mixer", "attention")
+def _attention(config: DiMSUMConfig, spec: BlockSpec) -> nn.Module:
+    _expect_default(config, "conditioning", "has no convolution for a condition to fill")
+    _expect_default(config, "d_state", "remembers all tokens and has no state of fixed size")
+    _expect_default(config, "bidirectional", "sees all tokens at once and has no direction")
+    return AttentionMixer(config.branch_dim)
+
+
+def _expect_default(config: DiMSUMConfig, option: str, why: str) -> None:
+    """Refuse an option that the mixer of the configuration has not."""
+    default, value = getattr(DiMSUMConfig, option), getattr(config, option)
+    if value != default:
+        raise ConfigError(
+            f"{option}: expected {default!r} with mixer={config.mixer!r}, which {why}, got {value!r}; leave it out"
+        )
 
 
 @built_in_part("mlp", "gated")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor, float32
 
@@ -51,6 +51,21 @@ def gla_scan(
     chunk_size: int = ...,
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gla_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    initial_state: Tensor | None = ...,
+    return_last_state: bool,
+    seq_idx: Tensor | None = ...,
+    chunk_size: int = ...,
+    backend: str = ...,
+) -> Any: ...
 
 
 def gla_scan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch.nn.functional as F
 from torch import Tensor, float32
@@ -66,6 +66,27 @@ def ssd_scan(
     chunk_size: int = ...,
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    *,
+    dt_bias: Tensor | None = ...,
+    dt_softplus: bool = ...,
+    dt_limit: tuple[float, float] = ...,
+    initial_state: Tensor | None = ...,
+    return_last_state: bool,
+    seq_idx: Tensor | None = ...,
+    chunk_size: int = ...,
+    backend: str = ...,
+) -> Any: ...
 
 
 def ssd_scan(

@@ -1,11 +1,10 @@
-"""What the mixers here share: layers with mamba-ssm's parameter names, called as modules, and step sizes at the start.
+"""What the mixers here share: layers with mamba-ssm's parameter names, called as modules, and their states.
 
 Code that wraps a layer (low-rank adapters, offloading, pruning) sees every call of it.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -66,15 +65,6 @@ class StepSize(nn.Linear):
         product = F.linear(input, self.weight)
         wide = accumulation_dtype(product.dtype)
         return product.to(wide) if self.bias is None else product.to(wide) + self.bias.to(wide)
-
-
-def initial_step_sizes(
-    count: int, low: float, high: float, floor: float, device: Any = None, dtype: Any = None
-) -> Tensor:
-    """What softplus turns into log-uniform step sizes in [low, high], none below `floor`: (count,)."""
-    sizes = torch.exp(torch.rand(count, device=device, dtype=dtype) * (math.log(high) - math.log(low)) + math.log(low))
-    sizes = sizes.clamp(min=floor)
-    return sizes + torch.log(-torch.expm1(-sizes))
 
 
 def kept_states(module: Any, inference_params: Any, batch: int, fresh: bool = False) -> tuple[Tensor, Tensor]:

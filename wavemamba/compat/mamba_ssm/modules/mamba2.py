@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.compat.causal_conv1d import causal_conv1d_varlen_states
-from wavemamba.compat.mamba_ssm.modules.layers import CausalConv1d, initial_step_sizes, keep_last_inputs, kept_states
+from wavemamba.compat.mamba_ssm.modules.layers import CausalConv1d, keep_last_inputs, kept_states
 from wavemamba.compat.mamba_ssm.ops.triton.layernorm_gated import RMSNorm
 from wavemamba.compat.mamba_ssm.ops.triton.selective_state_update import selective_state_update
 from wavemamba.compat.mamba_ssm.ops.triton.ssd_combined import NO_LIMIT, mamba_chunk_scan_combined
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.layers.mixers.convolved import initial_step_sizes
 
 __all__ = ["Mamba2"]
 
@@ -103,7 +104,7 @@ class Mamba2(nn.Module):
         self.conv1d = CausalConv1d(self.conv_dim, d_conv, conv_bias, **options)
         if conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
-        self.dt_bias = nn.Parameter(initial_step_sizes(self.nheads, dt_min, dt_max, dt_init_floor, device, dtype))
+        self.dt_bias = nn.Parameter(initial_step_sizes(self.nheads, dt_min, dt_max, dt_init_floor, **options))
         rates = torch.empty(self.nheads, dtype=torch.float32, device=device).uniform_(*A_init_range)
         self.A_log = nn.Parameter(torch.log(rates).to(dtype=dtype))
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_has_hdim else self.nheads, device=device, dtype=torch.float32))

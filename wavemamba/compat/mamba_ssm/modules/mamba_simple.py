@@ -13,7 +13,6 @@ from wavemamba.compat.mamba_ssm.modules.block import LegacyBlock as Block
 from wavemamba.compat.mamba_ssm.modules.layers import (
     CausalConv1d,
     StepSize,
-    initial_step_sizes,
     keep_last_inputs,
     kept_states,
 )
@@ -21,6 +20,7 @@ from wavemamba.compat.mamba_ssm.ops.selective_scan_interface import mamba_inner_
 from wavemamba.compat.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
 from wavemamba.compat.mamba_ssm.ops.triton.selective_state_update import selective_state_update
 from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.layers.mixers.convolved import initial_step_sizes
 from wavemamba.ops import selective_scan
 
 __all__ = [
@@ -126,7 +126,7 @@ class Mamba(nn.Module):
                 dt_proj.weight, -size, size
             )
             with torch.no_grad():
-                dt_proj.bias.copy_(initial_step_sizes(self.d_inner, dt_min, dt_max, dt_init_floor, device, dtype))
+                dt_proj.bias.copy_(initial_step_sizes(self.d_inner, dt_min, dt_max, dt_init_floor, **options))
             dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]  # a mark that initialisers look for
             setattr(self, f"dt_proj{end}", dt_proj)
             self._keep(f"D{end}", torch.ones(self.d_inner, device=device, dtype=torch.float32))
