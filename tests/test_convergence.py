@@ -1,5 +1,6 @@
 """The convergence study: its matrix, its judges, what is read out of its results; and five steps of every row."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -197,6 +198,20 @@ def test_the_page_of_results_is_the_one_of_the_committed_results():
     from table import read_results
 
     assert PAGE.read_text() == page(read_results(HERE / "results"), read_costs(HERE / "cost.json"))
+
+
+def test_committed_results_are_of_this_table_and_of_these_judges():
+    from report import HERE, real_scores
+    from table import FULL, ROWS, Run, read_results
+
+    rows = {row.key: row for row in ROWS}
+    for key, result in read_results(HERE / "results").items():
+        row = rows[key.rsplit("-rate_", 1)[0]]
+        assert key == Run(row=row, rate=result["rate"], seed=result["seed"], steps=result["steps"]).key
+        assert (result["model"], result["options"], result["path"]) == (row.model, dict(row.options), row.path)
+        assert {**result["scale"], "steps": 0} == {**dataclasses.asdict(FULL), "steps": 0}
+        assert result["judge"] == real_scores(row.data)["judge"]
+        assert (HERE / "results" / f"{key}.jsonl").exists()
 
 
 def test_the_page_shows_what_is_measured_and_says_what_is_missing(tmp_path):
