@@ -112,6 +112,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scan sweep": {"scan_path": "sweep"},
     "scan jpeg": {"scan_path": "jpeg"},
     "two directions": {"bidirectional": True},
+    "mixer mamba2": {"mixer": "mamba2"},
+    "mixer gla": {"mixer": "gla"},
+    "mixer attention": {"mixer": "attention"},
 }
 
 
