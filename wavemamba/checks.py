@@ -7,6 +7,7 @@ import numbers
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wavemamba.errors import ConfigError, ShapeError
@@ -43,6 +44,16 @@ def expect_floating(name: str, tensor: Tensor) -> None:
     expect_tensor(name, tensor)
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         raise ShapeError(f"{name}: expected a floating dtype, got {tensor.dtype}; convert it with .float()")
+
+
+def on_hand(tensor: Tensor) -> bool:
+    """Whether a check may read values: it waits for no device, breaks no graph, and no transform of `torch.func` runs.
+
+    A subclass may be fake, or spread over machines.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or type(tensor) is not Tensor:
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def expect_levels(levels: int, most: float = math.inf) -> None:

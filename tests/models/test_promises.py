@@ -10,6 +10,7 @@ from accelerate import cpu_offload
 from support import relative_error
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from wavemamba import ConfigError, create_model, list_models, models
@@ -179,6 +180,23 @@ def test_flops_are_those_of_the_scans_too(case):
     scans = sum(isinstance(module, MambaMixer) for module in model.modules())
     assert (torch.ops.wavemamba.selective_scan in counted) == (scans > 0)
     assert all(counted.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_every_sample(case):
+    """By `vmap` of `grad`, as differentially private training takes them."""
+    model = build(case).eval()
+    arguments = inputs(model)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, *one):
+        return functional_call(model, parameters, tuple(value[None] for value in one)).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(parameters, *arguments)
+    for row in range(2):
+        expected = torch.func.grad(loss)(parameters, *(value[row] for value in arguments))
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name][row], gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

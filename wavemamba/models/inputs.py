@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wavemamba.checks import expect_floating, expect_shape, expect_tensor
+from wavemamba.checks import expect_floating, expect_shape, expect_tensor, on_hand
 from wavemamba.errors import ShapeError
 from wavemamba.models.config import PatchConfig
 
@@ -15,7 +15,8 @@ _TIME_SLACK = 1e-5  # a solver's last step may end a rounding error outside [0, 
 def check_inputs(config: PatchConfig, x: Tensor, t: Tensor, y: Tensor | None) -> None:
     """Check what a class-conditional model over patches is called with; see `DiffusionModel.forward`.
 
-    Values are read on the CPU and outside compiled regions alone, so that nothing waits for a GPU or breaks a graph.
+    Values are read on the CPU alone, and neither in compiled regions nor under `torch.func`: nothing waits for a GPU or
+    breaks a graph.
 
     Raises:
         ShapeError: a rank, size, dtype or value does not fit.
@@ -41,7 +42,7 @@ def check_image_and_time(config: PatchConfig, x: Tensor, t: Tensor) -> None:
         )
     expect_shape("t", t, (batch,), "(B,)", "one time a sample, for example t.expand(B)")
     expect_floating("t", t)
-    if _on_hand(t) and not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
+    if on_hand(t) and not bool(((t >= -_TIME_SLACK) & (t <= 1 + _TIME_SLACK)).all()):
         raise ShapeError(
             f"t: expected times in [0, 1], 0 noise and 1 data, got {t.min():.4g} to {t.max():.4g}; "
             "divide discrete steps by their number"
@@ -65,13 +66,8 @@ def check_labels(config: PatchConfig, y: Tensor | None, batch: int) -> None:
     if y.dtype not in (torch.int64, torch.int32):
         raise ShapeError(f"y: expected int64 class ids, got {y.dtype}; convert them with .long()")
     last = config.num_classes - (config.null_class is None)  # the null class comes after the classes
-    if _on_hand(y) and not bool(((y >= 0) & (y <= last)).all()):
+    if on_hand(y) and not bool(((y >= 0) & (y <= last)).all()):
         raise ShapeError(
             f"y: expected class ids from 0 to {last}, got {int(y.min())} to {int(y.max())}; "
             "build the model with as many classes as there are"
         )
-
-
-def _on_hand(tensor: Tensor) -> bool:
-    """Whether reading the values waits for no device and breaks no graph; a subclass may be fake, or spread out."""
-    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and type(tensor) is Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wavemamba.checks import expect_shape
+from wavemamba.checks import expect_shape, on_hand
 from wavemamba.errors import ShapeError
 from wavemamba.scans import expect_permutation, invert_permutation
 
@@ -131,14 +131,14 @@ def read_segments(lengths: Tensor | None, seq_idx: Tensor | None, tokens: Tensor
                 f"{name}: expected it on {tokens.device}, where the tokens are, got {value.device}; move it"
             )
     if lengths is not None:
-        if _on_hand(lengths) and not bool(((lengths >= 0) & (lengths <= length)).all()):
+        if on_hand(lengths) and not bool(((lengths >= 0) & (lengths <= length)).all()):
             raise ShapeError(
                 f"lengths: expected 0 to L = {length}, got {int(lengths.min())} to {int(lengths.max())}; "
                 "count the rows before the padding"
             )
         lengths = lengths.long()
     if seq_idx is not None:
-        if _on_hand(seq_idx) and bool((seq_idx.diff(dim=1) < 0).any()):
+        if on_hand(seq_idx) and bool((seq_idx.diff(dim=1) < 0).any()):
             raise ShapeError(
                 "seq_idx: expected numbers that do not decrease along L, got a smaller one after a larger; "
                 "put the documents one after the other"
@@ -163,8 +163,3 @@ def gather_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 def scatter_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     """What `gather_rows` did, undone."""
     return x if rows is None else gather_rows(x, rows.argsort(dim=1))
-
-
-def _on_hand(tensor: Tensor) -> bool:
-    """Whether reading the values waits for no device; a subclass may be fake, or spread over machines."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
