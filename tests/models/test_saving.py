@@ -479,6 +479,13 @@ class TestHostileFolders:
         with pytest.raises(CheckpointError, match="whole safetensors file"):
             read_weights(tmp_path / "model.safetensors")
 
+    def test_bytes_behind_the_last_tensor(self, saved):
+        _, folder = saved
+        with (folder / "model.safetensors").open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(CheckpointError, match="whole safetensors file"):
+            load_pretrained(folder)
+
     @pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "a/../../x", "..\\x", "..", "", 3])
     def test_shards_outside_the_folder(self, tmp_path, shard):
         (tmp_path / "inside").mkdir()

@@ -13,6 +13,12 @@ def call(request: pytest.FixtureRequest) -> Call:
     return request.param
 
 
+@pytest.fixture(params=[call for call in calls_of(*EXAMPLES) if len(call.inputs) > 1], ids=str)
+def wide_call(request: pytest.FixtureRequest) -> Call:
+    """Every op of several tensors, with every backend."""
+    return request.param
+
+
 @pytest.fixture(params=calls_of("selective_scan", "causal_conv1d"), ids=str)
 def sequence_call(request: pytest.FixtureRequest) -> Call:
     """Every op along a sequence, which takes an order, with every backend."""

@@ -24,13 +24,21 @@ def each_input(call, change, message):
         assert name in str(error.value)
 
 
-def test_another_device_is_named(sequence_call):
-    call = sequence_call
-    each_input(call, lambda value: value.to("meta"), r"cpu.*meta|meta.*cpu")
-    with pytest.raises(ShapeError, match=r"order: .*cpu.*meta"):
-        call(order=torch.empty(5, dtype=torch.int64, device="meta"))
+def test_another_device_is_named(wide_call):
+    call = wide_call
+    first, *others = call.inputs
+    with pytest.raises(ShapeError, match=f"{others[0]}: .*meta.*cpu"):
+        call(**{first: call.inputs[first].to("meta")})
+    for name in others:
+        with pytest.raises(ShapeError, match=rf"^{name}: .*cpu.*meta"):
+            call(**{name: call.inputs[name].to("meta")})
     with pytest.raises(ShapeError, match=r"seq_idx: .*cpu.*meta"):
         call(seq_idx=torch.empty(2, 5, dtype=torch.int64, device="meta"))
+
+
+def test_an_order_on_another_device_is_named(sequence_call):
+    with pytest.raises(ShapeError, match=r"order: .*cpu.*meta"):
+        sequence_call(order=torch.empty(5, dtype=torch.int64, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2])
@@ -84,6 +92,30 @@ def test_gradients_of_disguised_outputs(call):
     plain = torch.autograd.grad(outputs, list(inputs.values()), flowing, retain_graph=True)
     lazy = torch.autograd.grad(outputs, list(inputs.values()), [negated(y) for y in flowing])
     assert all(torch.equal(a, b) for a, b in zip(plain, lazy, strict=True))
+
+
+STRIDES = {
+    "a part of what cat joined": lambda g: torch.cat([g, g, g], 1)[:, g.shape[1] : 2 * g.shape[1]],
+    "every second number": lambda g: torch.stack([g, g], -1)[..., 0],
+    "transposed": lambda g: g.transpose(1, 2).contiguous().transpose(1, 2),
+    "one sample for all": lambda g: g[:1].expand_as(g),
+    "one number for all": lambda g: g.new_ones(()).expand_as(g),
+}
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+def test_gradients_that_arrive_with_any_strides(call, strides):
+    """Autograd promises nothing of them, and `gradcheck` tries contiguous ones alone."""
+    inputs = {name: value.requires_grad_() for name, value in call.inputs.items()}
+    outputs = call(inputs)
+    arriving = [STRIDES[strides](torch.randn_like(y)) for y in outputs]
+    found, expected = (
+        torch.autograd.grad(outputs, list(inputs.values()), flowing, retain_graph=True)
+        for flowing in (arriving, [g.contiguous() for g in arriving])
+    )
+    assert not any(g.is_contiguous() for g in arriving)
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
