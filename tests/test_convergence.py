@@ -35,7 +35,7 @@ def test_five_steps_of_every_row_are_taken_and_judged(tmp_path):
     command = [sys.executable, str(FOLDER / "study.py"), "--smoke", "--runs", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert list(wanted(ROWS, read_results(tmp_path / "results"), SMOKE)) == []
+    assert wanted(ROWS, read_results(tmp_path / "results"), SMOKE) == []
     found = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
     assert len(found) == len(ROWS) == len({row.key for row in ROWS})
     scores = ("frechet", "precision", "recall", "read_as_asked", "nearest_training_picture", "held_out_loss")
@@ -148,6 +148,21 @@ def test_seeds_come_after_the_rate_and_variants_after_their_rival():
     results[run.key]["diverged"] = "NaN"
     results[run.key]["steps"] = 7
     assert next_runs(base, results) == []
+
+
+def test_rows_that_are_compared_go_side_by_side():
+    from study import wanted
+    from table import FULL, ROWS, next_runs
+
+    rows, results = list(ROWS[:2]), {}
+    for run in next_runs(rows[0], results):
+        results |= outcome(run, abs(math.log(run.rate / 5e-3)))
+    todo = wanted(rows, results, FULL)
+    assert [run.row for run in todo[:4]] == [rows[1]] * 4, "learning rates come before seeds"
+    for run in next_runs(rows[1], results):
+        results |= outcome(run, abs(math.log(run.rate / 5e-3)))
+    names = [(run.row.name, run.seed) for run in wanted(rows, results, FULL)]
+    assert names == [(name, seed) for seed in (0, 1, 2) for name in ("DiMSUM", "DiT")]
 
 
 def test_a_rate_that_diverged_is_not_the_best():

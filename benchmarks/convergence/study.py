@@ -17,7 +17,6 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,21 @@ HERE = Path(__file__).parent
 SMOKE_RATE = 5e-3
 
 
-def wanted(rows: list[Row], results: dict[str, dict[str, Any]], scale: Scale) -> Iterator[Run]:
-    """The runs that are missing and can be begun; of a smoke test one of each row."""
-    for row in rows:
-        if scale is SMOKE:
-            run = Run(row=row, rate=SMOKE_RATE, seed=SEEDS[0], steps=scale.steps)
-            yield from [] if is_done(run, results) else [run]
-        else:
-            yield from next_runs(row, results, scale)
+def wanted(rows: list[Row], results: dict[str, dict[str, Any]], scale: Scale) -> list[Run]:
+    """The runs that are missing and can be begun, in their order; of a smoke test one of each row.
+
+    Rows that are compared with each other go side by side: first the learning rates of all, then seed by seed.
+    """
+    if scale is SMOKE:
+        runs = [Run(row=row, rate=SMOKE_RATE, seed=SEEDS[0], steps=scale.steps) for row in rows]
+        return [run for run in runs if not is_done(run, results)]
+    sections = list(dict.fromkeys((row.group, row.data, row.path) for row in rows))
+
+    def order(run: Run) -> tuple[int, int]:
+        stage = 0 if run.steps == scale.rate_steps else 1 + SEEDS.index(run.seed)
+        return sections.index((run.row.group, run.row.data, run.row.path)), stage
+
+    return sorted((run for row in rows for run in next_runs(row, results, scale)), key=order)
 
 
 def carry_out(run: Run, scale: Scale, options: argparse.Namespace, end: float) -> str:
