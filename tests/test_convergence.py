@@ -244,6 +244,12 @@ def test_the_page_shows_what_is_measured_and_says_what_is_missing(tmp_path):
         curve = [point | dict.fromkeys(more, 0.5) for point in points]
         results[run.key] = {"steps": run.steps, "seed": run.seed, "parameters": 5, "curve": curve}
 
+    for run in next_runs(ROWS[0], results):
+        measure(run)
+    text = report.page(results, {})
+    assert "| DiMSUM | 0.85 | 0.50 | 0.85 | 1.19 |" in text, "learning rates are shown before any seed is"
+    assert "read as asked" not in text
+
     for row in ROWS[:2] + tuple(row for row in ROWS if row.group == "variants")[:1]:
         while runs := next_runs(row, results):
             for run in runs:

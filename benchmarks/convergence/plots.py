@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -12,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from curves import Measured, interval
-from table import FULL, Row, rates_tried
+from table import FULL
 
 COLOURS = {"DiMSUM": "#1f6f8b", "DiT": "#d1495b", "SiT": "#edae49", "ZigMa": "#66a182", "DiffuSSM": "#8d6a9f"}
 
@@ -42,12 +41,12 @@ def curves(contenders: Sequence[Measured], costs: Mapping[str, Mapping[str, floa
     return figure
 
 
-def learning_rates(rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
-    """Fréchet distance after a third of the steps against the learning rate."""
+def learning_rates(tried: Mapping[str, Mapping[float, float]]) -> plt.Figure:
+    """Fréchet distance after a third of the steps against the learning rate, of every contender."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for row in rows:
-        found = {rate: value for rate, value in rates_tried(row, results).items() if np.isfinite(value)}
-        axes.plot(list(found), list(found.values()), "o-", ms=4, color=COLOURS.get(row.name), label=row.name)
+    for name, found in tried.items():
+        shown = {rate: value for rate, value in found.items() if np.isfinite(value)}
+        axes.plot(list(shown), list(shown.values()), "o-", ms=4, color=COLOURS.get(name), label=name)
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=f"Fréchet distance, {FULL.rate_steps} steps")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=8)

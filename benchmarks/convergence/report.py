@@ -15,7 +15,7 @@ from typing import Any
 import plots
 from curves import CONFIDENCE, Interval, Measured, by_seed, interval, lead, measured, ratio_interval
 from judge import JUDGES
-from table import ABLATED, FULL, ROWS, SEEDS, Row, final_runs, is_done, read_results
+from table import ABLATED, FULL, LADDER, ROWS, SEEDS, Row, final_runs, is_done, rates_tried, read_results
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -78,23 +78,44 @@ def _sections() -> list[list[Row]]:
 
 def _rivals(rows: Sequence[Row], results: Results, costs: Mapping[str, Mapping[str, float]]) -> list[str]:
     found = [runs for row in rows if (runs := measured(row, results))]
-    if not found:
+    tried = _tried(rows, results)
+    if not found and not tried:
         return []
     data, path = rows[0].data, rows[0].path
     real = real_scores(data)
     longer = f", runs {rows[0].length} times as long" if rows[0].length > 1 else ""
-    lines = [
+    parts = [
         f"## {DATA[data]}, {path.upper() if path == 'gvp' else path} path{longer}",
         f"{real['pictures']['train']:,} pictures to train on, {real['pictures']['judge']:,} for the judge, "
         f"{real['pictures']['reference']:,} as reference. Real pictures, as many as there are samples, have a Fréchet "
         f"distance of {real['training_pictures']['frechet']:.2f} to the reference: no model is expected below that.",
-        f"![Fréchet distance against steps, seconds and FLOPs](images/{_figure('curves', rows[0])})",
-        _scores(found, real),
-        _leads(found, costs),
     ]
-    if any(row.rate_of is None for row in rows):
-        lines.append(f"![Fréchet distance against the learning rate](images/{_figure('rates', rows[0])})")
-    return [line for line in lines if line]
+    if found:
+        curves = f"![Fréchet distance against steps, seconds and FLOPs](images/{_figure('curves', rows[0])})"
+        parts += [curves, _scores(found, real), _leads(found, costs)]
+    if tried:
+        rates = f"![Fréchet distance against the learning rate](images/{_figure('rates', rows[0])})"
+        parts += ["### Learning rates", rates, _rates(tried)]
+    return [part for part in parts if part]
+
+
+def _tried(rows: Sequence[Row], results: Results) -> dict[str, dict[float, float]]:
+    """The distances by learning rate of the rows that look for their own."""
+    found = {row.name: rates_tried(row, results) for row in rows if row.rate_of is None}
+    return {name: rates for name, rates in found.items() if rates}
+
+
+def _rates(tried: Mapping[str, Mapping[float, float]]) -> str:
+    rates = [rate for rate in LADDER if any(rate in found for found in tried.values())]
+    rows = [["", *(f"{rate:g}" for rate in rates)]]
+    for name, found in tried.items():
+        cells = ["" if rate not in found else f"{found[rate]:.2f}".replace("inf", "diverged") for rate in rates]
+        rows.append([name, *cells])
+    note = (
+        f"*Fréchet distance after {FULL.rate_steps} steps of the first seed; one seed at so early a step chooses the "
+        "rate, and says little else.*"
+    )
+    return f"{_table(rows)}\n\n{note}"
 
 
 def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
@@ -252,10 +273,8 @@ def draw(results: Results, costs: Costs, folder: Path) -> None:
         if found := [runs for row in rows if (runs := measured(row, results))]:
             cost, floor = costs.get(rows[0].data, {}), real_scores(rows[0].data)["training_pictures"]["frechet"]
             plots.save(plots.curves(found, cost, floor), folder / _figure("curves", rows[0]))
-            if any(row.rate_of is None for row in rows):
-                plots.save(
-                    plots.learning_rates([runs.row for runs in found], results), folder / _figure("rates", rows[0])
-                )
+        if tried := _tried(rows, results):
+            plots.save(plots.learning_rates(tried), folder / _figure("rates", rows[0]))
     base, variants = _measured_variants(results)
     if base is not None and variants:
         plots.save(plots.variants(base, variants), folder / _figure("variants", variants[0].row))
