@@ -1,10 +1,13 @@
-"""Cost per token of everything public, from 256 to 65,536 tokens: every op, transform, scan order and block.
+"""Cost per token from 256 to 65,536 tokens: of every op, transform, scan order and block, and of whole models.
 
-python benchmarks/growth.py
+python benchmarks/growth.py --only "[!m]*"
+python benchmarks/growth.py --only "model*" --name cpu-growth-of-models
 python benchmarks/growth.py --only "transform*" --longest 16384 --rounds 3
 
-What costs more a token at the longest grid than twice its cost at 1,024 tokens is named. Attention, which compares all
-pairs of tokens, is measured up to 4,096 and is named by right.
+What costs more a token at the longest grid than twice its cost at 1,024 tokens is named; of models, what costs 15% more
+than at 256 tokens. A model is made for 256 tokens, has its blocks recomputed in the backward pass, and reads as many
+images at once as have the tokens of one on the longest grid, so that all that differs is how the tokens hang together.
+Attention, which compares all pairs of tokens, is measured up to 4,096 and is named by right.
 """
 
 from __future__ import annotations
@@ -27,13 +30,26 @@ from wavemamba.layers.embeddings import resample_position
 from wavemamba.ops.haar import LAYOUTS
 from wavemamba.scans import expect_permutation, list_scan_orders
 
-Run = Callable[[int], Callable[[], Tensor]]
-"""From the grid's side to a call on that grid."""
+Run = Callable[[int, int], Callable[[], Tensor]]
+"""From the grid's side and a number of grids to a call on so many."""
 DIM, STATE, LEVELS = 32, 16, 2
 TRANSFORMS = ("haar", "dct", "db2", "sym8", "db10", "bior2.2")  # a wavelet of every kind and of 2 to 20 samples
 ORDER_OPTIONS = {"window": {"window": 4}}
-QUADRATIC = ("block: SharedAttention", "block: SpatialFrequencyFusion, cross", "block: DiMSUMBlock")
-TWICE = 2.0
+MODEL = {"dim": 64, "depth": 4, "attention_every": 2, "attention_heads": 4, "fusion_heads": 4, "num_classes": 10}
+KINDS = {
+    "attention in windows": {"fusion": "window", "attention": "window"},
+    "linear attention": {"fusion": "linear_attention", "attention": "linear_attention"},
+    "full attention": {},
+}
+QUADRATIC = (
+    "block: SharedAttention",
+    "block: SpatialFrequencyFusion, cross",
+    "block: DiMSUMBlock",
+    "model: full attention, forward",
+    "model: full attention, step",
+)
+FEW = 2048  # tokens of a call, in one grid or several in turn
+TWICE, ALIKE = 2.0, 1.15
 
 
 def main() -> None:
@@ -49,20 +65,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     ops.warm_up()
-    runs = {name: run for name, run in everything().items() if fnmatch.fnmatch(name, options.only)}
     rows = []
-    for name, run in runs.items():
+    for name, run in {**everything(), **models()}.items():
+        if not fnmatch.fnmatch(name, options.only):
+            continue
         check(name, run)
         longest = options.longest_attention if name in QUADRATIC else options.longest
-        rows.append(measure(name, run, [16 * 2**k for k in range(9) if (16 * 2**k) ** 2 <= longest], options.rounds))
-    report(options.name, rows, dim=DIM, state=STATE, levels=LEVELS, rounds=options.rounds)
-    grown = [f"{row['name']} ({row['growth']:.1f} times)" for row in rows if row["growth"] > TWICE]
-    print(f"costs more a token as the grid grows: {', '.join(grown) or 'nothing'}")
+        sides = [16 * 2**k for k in range(9) if (16 * 2**k) ** 2 <= longest]
+        rows.append(measure(name, run, sides, options.longest if name in models() else FEW, options.rounds))
+    report(options.name, rows, dim=DIM, state=STATE, levels=LEVELS, model=MODEL, rounds=options.rounds)
+    for many, most in ((False, TWICE), (True, ALIKE)):
+        grown = [row for row in rows if (row["name"] in models()) == many and row["growth"] > most]
+        said = ", ".join(f"{row['name']} ({row['growth']:.2f} times)" for row in grown)
+        print(f"costs more than {most} times as much a token as the grid grows: {said or 'nothing'}")
 
 
 def everything() -> dict[str, Run]:
     """Every public op, transform, order and block by name."""
-    runs: dict[str, Run] = {
+    runs: dict[str, Callable[[int], Callable[[], Tensor]]] = {
         "op: selective_scan": selective_scan,
         "op: causal_conv1d": lambda side: step(
             lambda x, w: ops.causal_conv1d(x, w, activation="silu"), normal(1, side**2, DIM), normal(DIM, 4)
@@ -93,10 +113,57 @@ def everything() -> dict[str, Run]:
         "WaveletMambaBlock, db2": lambda: wavemamba.WaveletMambaBlock(DIM, transform="db2", levels=LEVELS),
         "SpatialFrequencyFusion, linear": lambda: Pair(wavemamba.SpatialFrequencyFusion(DIM, mode="linear")),
         "SpatialFrequencyFusion, cross": lambda: Pair(wavemamba.SpatialFrequencyFusion(DIM)),
+        "SpatialFrequencyFusion, window": lambda: Pair(wavemamba.SpatialFrequencyFusion(DIM, mode="window")),
+        "SpatialFrequencyFusion, linear attention": lambda: Pair(
+            wavemamba.SpatialFrequencyFusion(DIM, mode="linear_attention")
+        ),
         "SharedAttention": lambda: wavemamba.SharedAttention(DIM),
+        "SharedAttention, window": lambda: wavemamba.SharedAttention(DIM, mode="window"),
+        "SharedAttention, linear attention": lambda: wavemamba.SharedAttention(DIM, mode="linear_attention"),
         "DiMSUMBlock": lambda: First(wavemamba.DiMSUMBlock(DIM)),
     }
-    return runs | {f"block: {name}": map_step(make()) for name, make in blocks.items()}
+    runs |= {f"block: {name}": map_step(make()) for name, make in blocks.items()}
+    return {name: in_turn(run) for name, run in runs.items()}
+
+
+def models() -> dict[str, Run]:
+    """Whole models by name: the forward pass, and a training step."""
+    return {
+        f"model: {kind}, {what}": lambda side, images, o=options, t=what == "step": model_run(o, t, side, images)
+        for kind, options in KINDS.items()
+        for what in ("forward", "step")
+    }
+
+
+def model_run(options: dict[str, str], training: bool, side: int, images: int) -> Callable[[], Tensor]:
+    torch.manual_seed(0)
+    model = wavemamba.create_model("dimsum_tiny", img_size=32, **MODEL, **options).train(training)
+    model.set_grad_checkpointing()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    inputs = normal(images, 4, 2 * side, 2 * side), torch.full((images,), 0.5), torch.zeros(images, dtype=torch.int64)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return model(*inputs)
+
+    def step() -> Tensor:
+        model.zero_grad()
+        model(*inputs).square().mean().backward()
+        return model.patch_embed.proj.weight.grad
+
+    return step if training else forward
+
+
+def in_turn(run: Callable[[int], Callable[[], Tensor]]) -> Run:
+    """One grid after the other."""
+
+    def calls(side: int, grids: int) -> Callable[[], Tensor]:
+        call = run(side)
+        return lambda: [call() for _ in range(grids)][-1]
+
+    return calls
 
 
 class Flat(torch.nn.Module):
@@ -139,7 +206,7 @@ def step(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tenso
     return call
 
 
-def map_step(function: Callable[[Tensor], Tensor]) -> Run:
+def map_step(function: Callable[[Tensor], Tensor]) -> Callable[[int], Callable[[], Tensor]]:
     return lambda side: step(function, normal(1, side, side, DIM))
 
 
@@ -176,38 +243,35 @@ def permutation(side: int) -> Callable[[], Tensor]:
 
 def check(name: str, run: Run) -> None:
     """Refuse what differs from the reference backends on the smallest grid."""
-    call = run(16)
+    call = run(16, 1)
     actual = call()
     with ops.use_backend("reference"):
         refuse_wrong(name, actual, call(), 1e-4)
 
 
-def measure(name: str, run: Run, sides: list[int], rounds: int) -> dict[str, Any]:
-    """Microseconds and bytes a token on every grid, and by how much the dearer of both grows from 1,024 tokens on."""
-    repeats = {side: max(1, 2048 // side**2) for side in sides}
-    cases = {side: repeated(run(side), repeats[side]) for side in sides}
-    seconds = time_cases(cases, rounds=rounds, warm=True)
+def measure(name: str, run: Run, sides: list[int], tokens: int, rounds: int) -> dict[str, Any]:
+    """Microseconds and bytes a token on every grid, in calls on `tokens` or one grid, and how the dearer of both grows.
+
+    From 1,024 tokens on, where a call is one grid or a few; from 256 tokens on, where it is many at once.
+    """
+    counts = {side: max(1, tokens // side**2) for side in sides}
+    cases = {side: run(side, counts[side]) for side in sides}
+    seconds = time_cases(cases, rounds=rounds, warm=tokens == FEW)
     row: dict[str, Any] = {"name": name}
-    times = {side: seconds[side] / (side**2 * repeats[side]) * 1e6 for side in sides}
-    memory = {side: peak_bytes(cases[side]) / side**2 for side in sides}
+    times = {side: seconds[side] / (side**2 * counts[side]) * 1e6 for side in sides}
+    memory = {side: peak_bytes(cases[side]) / (side**2 * counts[side]) for side in sides}
     row |= {f"us a token, {side**2}": times[side] for side in sides}
     row |= {f"bytes a token, {side**2}": memory[side] for side in sides}
-    base = sides[min(1, len(sides) - 1)]
-    row["growth"] = times[sides[-1]] / times[base]
+    if tokens > FEW:
+        row["growth"] = max(max(of.values()) / of[sides[0]] for of in (times, memory))
+        return row
+    row["growth"] = times[sides[-1]] / times[sides[min(1, len(sides) - 1)]]
     if len(sides) > 3:  # the pages of the allocator hide what small grids take
         row["growth"] = max(row["growth"], memory[sides[-1]] / max(memory[sides[-2]], 64.0))
     return row
 
 
-def repeated(call: Callable[[], Tensor], times: int) -> Callable[[], None]:
-    def calls() -> None:
-        for _ in range(times):
-            call()
-
-    return calls
-
-
-def peak_bytes(call: Callable[[], None]) -> int:
+def peak_bytes(call: Callable[[], Tensor]) -> int:
     """Memory of the process at its highest during a call, above what it had before."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

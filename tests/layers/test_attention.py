@@ -46,7 +46,8 @@ def seen(grid, window, shift):
 def linear(q, k, v, heads):
     """Every pair of tokens, weighed by the product of their features."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    weights = (F.elu(q) + 1 + 2.0**-20) @ (F.elu(k) + 1 + 2.0**-20).transpose(-2, -1)
+    q, k = (F.elu(t.clamp(min=-14)) + 1 for t in (q, k))
+    weights = q @ k.transpose(-2, -1)
     return (weights / weights.sum(dim=-1, keepdim=True) @ v).transpose(1, 2).flatten(2)
 
 
@@ -175,6 +176,17 @@ def test_linear_attention_weighs_by_numbers_above_zero_that_sum_to_one():
     far = torch.full_like(v, -60000)
     y = LinearAttention()(far, far, v, HEADS, (9, 7))
     assert torch.allclose(y.float(), v.float().mean(dim=1, keepdim=True).expand_as(y), atol=1e-3)
+
+
+def test_the_feature_of_zero_has_the_slope_of_its_neighbours():
+    """Queries and keys are exactly zero where a layer starts at zero."""
+    slopes = []
+    for place in (-1e-6, 0.0, 1e-6):
+        q = torch.full((1, 4, WIDTH), place, dtype=torch.float64, requires_grad=True)
+        k, v = inputs((2, 2), batch=1)[1:]
+        slopes.append(torch.autograd.grad(LinearAttention()(q, k, v, HEADS, (2, 2)).square().sum(), q)[0])
+    assert torch.allclose(slopes[1], slopes[0], rtol=1e-4)
+    assert torch.allclose(slopes[1], slopes[2], rtol=1e-4)
 
 
 def test_sums_of_linear_attention_are_float32_under_autocast():
