@@ -42,6 +42,7 @@ KINDS = {
     "full attention": {},
 }
 QUADRATIC = (
+    "block: AttentionMixer",
     "block: SharedAttention",
     "block: SpatialFrequencyFusion, cross",
     "block: DiMSUMBlock",
@@ -108,6 +109,9 @@ def everything() -> dict[str, Run]:
         runs[f"order: {order.name}"] = lambda side, o=order: lambda: torch.from_numpy(o.visits(side, side))
     blocks = {
         "MambaMixer": lambda: Flat(wavemamba.MambaMixer(DIM)),
+        "Mamba2Mixer": lambda: Flat(wavemamba.Mamba2Mixer(DIM)),
+        "GLAMixer": lambda: Flat(wavemamba.GLAMixer(DIM)),
+        "AttentionMixer": lambda: Flat(wavemamba.AttentionMixer(DIM)),
         "SpatialMambaBlock": lambda: wavemamba.SpatialMambaBlock(DIM, scan="hilbert"),
         "WaveletMambaBlock": lambda: wavemamba.WaveletMambaBlock(DIM),
         "WaveletMambaBlock, db2": lambda: wavemamba.WaveletMambaBlock(DIM, transform="db2", levels=LEVELS),

@@ -211,6 +211,24 @@ def test_one_graph(op, with_sequences):
         assert relative_error(result, expected) < 1e-6
 
 
+def test_a_graph_for_any_length_between_two_powers_of_two():
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def call(q, k, v, log_decay):
+        return gla_scan(q, k, v, log_decay, chunk_size=8)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
+    for length in (18, 21, 24, 25, 31, 32):
+        rows = [inputs("gla", length, torch.float32)[name] for name in ("q", "k", "v", "log_decay")]
+        assert relative_error(compiled(*rows), call(*rows)) < 1e-6
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_shapes_are_known_without_values(op):
     given = {name: value.to("meta") for name, value in inputs(op, 70, torch.bfloat16).items()}

@@ -41,20 +41,22 @@ class Chunks:
         self.length, self.size = length, 1
         while self.size < most and self.size < length:
             self.size *= 2
-        self.rest = -length % self.size
-        self.alone = self.rest + length == self.size and length > 1
+        self.count = (length + self.size - 1) // self.size
+        self.rest = self.count * self.size - length
+        self.alone = 1 < length <= self.size
         """One chunk, whose outputs need no state but the initial one. Of a single step they would not depend on the
         decay at all, and its gradient is zero instead of missing."""
         self.number: Tensor | None = None
         """(B, c, 1, Q, 1), which sequence of its chunk a step belongs to; 0 goes on from the chunk before."""
         if seq_idx is not None:
-            starts = F.pad(sequence_starts(seq_idx, None), (0, self.rest)).unflatten(1, (-1, self.size))
+            starts = F.pad(sequence_starts(seq_idx, None), (0, self.rest)).unflatten(1, (self.count, self.size))
             self.number = starts.cumsum(-1)[:, :, None, :, None]
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, X, Y) as (B, c, X, Q, Y); steps added at the end are zero."""
-        x = F.pad(x, (0, 0, 0, 0, 0, self.rest)) if self.rest else x
-        return x.unflatten(1, (-1, self.size)).transpose(2, 3)
+        if torch.compiler.is_compiling() or self.rest:  # a graph for any length does not ask whether there are some
+            x = F.pad(x, (0, 0, 0, 0, 0, self.rest))
+        return x.unflatten(1, (self.count, self.size)).transpose(2, 3)
 
     def join(self, y: Tensor) -> Tensor:
         """(B, c, X, Q, Y) as (B, L, X, Y)."""
@@ -102,7 +104,15 @@ class Chunks:
         if self.number is not None:
             fresh = (self.number[..., -1:, :] > 0).flatten(2).view(*own.shape[:2], *[1] * (own.dim() - 2))
             begun = torch.where(fresh[:, :1], own[:, :1], begun)
-        left = linear_recurrence(gain, torch.cat([begun, own[:, 1:]], dim=1), fresh)
+        own = torch.cat([begun, own[:, 1:]], dim=1)
+        if torch.compiler.is_compiling():  # in a graph for any length the recurrence has the steps of a power of two
+            most = 1
+            while most < self.count:
+                most *= 2
+            sides = [0, 0] * (own.dim() - 2)
+            own, gain = (F.pad(t, [*sides, 0, most - self.count]) for t in (own, gain))
+            fresh = None if fresh is None else F.pad(fresh, [*sides, 0, most - self.count])
+        left = linear_recurrence(gain, own, fresh)[:, : self.count]
         return torch.cat([first, left[:, :-1]], dim=1), left[:, -1]
 
 

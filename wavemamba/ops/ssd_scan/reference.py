@@ -47,5 +47,5 @@ def finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     """`y + D x`, times `SiLU(z)`; D is (H,) or (H, P)."""
     if D is not None:
         skip = D.to(y.dtype)
-        y = y + (skip if skip.dim() == 2 else skip[:, None]) * u
+        y = torch.addcmul(y, skip if skip.dim() == 2 else skip[:, None], u)
     return y if z is None else y * F.silu(z.to(y.dtype))
