@@ -30,6 +30,7 @@ from wavemamba import ops
 
 ROOMS = (transforms_and_ops, layers, blocks_and_models, diffusion, files_and_training)
 LEAST_SECONDS = 3e-3  # of what the clock measures at once
+MOST_SECONDS = 12.0  # of one size; slow peers get fewer rounds
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
@@ -88,7 +89,8 @@ def held(contest: Contest, size: tuple[Any, ...], ours: Side, peer: Side, rounds
     flops = {key: ours.flops(run) if key[0] == "ours" else peer.flops(run) for key, run in runs.items()}
     repeats = {what: repeats_of(runs["peer", what]) for what in whats}
     cases = {key: repeated(run, repeats[key[1]]) for key, run in runs.items()}
-    seconds = time_cases(cases, rounds=rounds, warm=True)
+    once = sum(once_through(case) for case in cases.values())
+    seconds = time_cases(cases, rounds=max(2, min(rounds, round(MOST_SECONDS / (2 * once)))), warm=True)
     rows = []
     for what in whats:
         own, other = (seconds[who, what] / repeats[what] for who in ("ours", "peer"))
@@ -106,9 +108,13 @@ def held(contest: Contest, size: tuple[Any, ...], ours: Side, peer: Side, rounds
 def repeats_of(run: Run) -> int:
     """How often a call is repeated for the clock to measure it."""
     run()
+    return max(1, math.ceil(LEAST_SECONDS / once_through(run)))
+
+
+def once_through(run: Run) -> float:
     start = time.perf_counter()
     run()
-    return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
+    return time.perf_counter() - start
 
 
 def repeated(run: Run, times: int) -> Run:

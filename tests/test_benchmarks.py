@@ -65,3 +65,45 @@ def test_the_small_model_is_timed_in_a_process_of_its_own():
     row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     assert row["step ms"] == row["gradients ms"] + row["optimizer ms"] > row["products ms"] > 0
     assert row["k parameters"] == pytest.approx(543.2, abs=0.1)
+
+
+PEERS = """
+import dataclasses, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import peers
+from beside.contest import Contest, Side
+
+torch.set_num_threads(1)
+names = ("layer: RMSNorm", "layer: unpatchify")
+cheap = [dataclasses.replace(c, sizes=c.sizes[:1]) for name in names for c in peers.select(name)]
+
+
+def wrong(width):
+    x = torch.ones(width)
+    return Side(call=torch.sin, inputs=(x,)), Side(call=torch.cos, inputs=(x.clone(),))
+
+
+def absent(width):
+    import no_such_package
+
+
+rows, skipped = peers.measure([*cheap, Contest(name="absent", peer="none", make=absent, sizes=[(2,)])], rounds=1)
+assert [(row["name"], row["what"]) for row in rows] == [(name, what) for name in names for what in ("forward", "step")]
+assert all(row["ratio"] > 0 and row["error"] <= 1e-5 for row in rows)
+assert "no_such_package" in skipped["absent beside none"]
+machine = {"processor": "P", "threads": 1, "cores": 2, "torch": "2"}
+results = {"rows": rows, "settings": {"rounds": 1}, "machine": machine}
+assert [line.split(" | ")[0] for line in peers.markdown(results).splitlines()[4:]] == [f"| {name}" for name in names]
+try:
+    peers.measure([Contest(name="wrong", peer="cosine", make=wrong, sizes=[(2,)])], rounds=1)
+except SystemExit as error:
+    assert "not timed" in str(error)
+else:
+    raise AssertionError("a wrong answer was timed")
+"""
+
+
+def test_what_is_set_beside_a_peer_is_compared_first():
+    done = subprocess.run([sys.executable, "-c", PEERS, str(FOLDER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

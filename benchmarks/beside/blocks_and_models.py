@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from beside.contest import Contest, Side, alive, normal, with_weights_of
 from torch import Tensor, nn
 
 import wavemamba
+from beside.contest import Contest, Side, alive, normal, with_weights_of
 from wavemamba import blocks
 
 BATCH_SIDE_WIDTH = [(8, 4, 64), (1, 16, 384), (2, 16, 1024)]

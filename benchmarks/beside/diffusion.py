@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from beside.contest import Contest, Side, alive, normal
 from torch import Tensor
 
 import wavemamba
+from beside.contest import Contest, Side, alive, normal
 from wavemamba.diffusion import Objective, integrate, sample_noise
 from wavemamba.metrics import frechet_distance, precision_recall
 

@@ -1,4 +1,4 @@
-"""Pictures beside torchvision's folder, weights beside safetensors' own functions, averages beside timm's and torch's."""
+"""Pictures beside torchvision's, weights beside safetensors' own functions, averages beside timm's and torch's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from beside.contest import Contest, Side, normal
 from loader import LEAST_PSNR, psnr, torchvision_batches, torchvision_folder, wavemamba_batches, write_pictures
 from torch import Tensor, nn
 
 import wavemamba
+from beside.contest import Contest, Side, normal
 from wavemamba.data import ImageFolder, PictureView
 from wavemamba.training.averages import Averages
 
