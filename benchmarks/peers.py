@@ -13,6 +13,7 @@ Both take their inputs in the layout that their own users have. A peer that is n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import math
@@ -26,6 +27,7 @@ from beside import blocks_and_models, diffusion, files_and_training, layers, tra
 from beside.contest import Contest, Run, Side
 from common import RESULTS, report, time_cases
 
+import wavemamba
 from wavemamba import ops
 
 ROOMS = (transforms_and_ops, layers, blocks_and_models, diffusion, files_and_training)
@@ -47,10 +49,10 @@ def main() -> None:
     if options.markdown:
         write_page(json.loads((RESULTS / f"{options.name}.json").read_text()))
         return
-    torch.set_num_threads(options.threads)
+    setup = wavemamba.set_up_cpu(options.threads, restart=True)  # for both sides: freed memory stays here
     ops.warm_up()
     rows, skipped = measure(select(options.only), options.rounds)
-    report(options.name, rows, rounds=options.rounds, skipped=skipped)
+    report(options.name, rows, rounds=options.rounds, set_up=dataclasses.asdict(setup), skipped=skipped)
 
 
 def select(pattern: str) -> list[Contest]:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from support import relative_error
 
 from wavemamba import ConfigError
-from wavemamba.layers import ConditionalPositions, RotaryPositions, TimeEmbed
+from wavemamba.layers import ConditionalPositions, PatchEmbed, RotaryPositions, TimeEmbed
 from wavemamba.layers.embeddings import resample_position
 
 
@@ -79,3 +79,26 @@ def test_positions_are_one_graph_keep_the_dtype_and_take_an_empty_batch(make):
     assert half.dtype == torch.bfloat16
     assert relative_error(half, expected) < 2e-2
     assert positions(x[:0].bfloat16(), cond[:0].bfloat16()).shape == (0, 1, 6, 8)
+
+
+@pytest.mark.parametrize(("in_chans", "patch", "shape"), [(4, 2, (2, 8, 6)), (1, (2, 3), (3, 4, 9)), (3, 1, (1, 5, 1))])
+def test_patches_are_the_convolution_channels_last(in_chans, patch, shape):
+    batch, height, width = shape
+    embed = PatchEmbed(in_chans, 16, patch).double()
+    x = torch.randn(batch, in_chans, height, width, dtype=torch.float64, requires_grad=True)
+    results = embed(x), embed.proj(x).permute(0, 2, 3, 1)
+    assert results[0].is_contiguous()
+    assert relative_error(*results) < 1e-14
+    weight = torch.randn_like(results[0])
+    wanted = [x, *embed.parameters()]
+    gradients, expected = (torch.autograd.grad((y * weight).sum(), wanted) for y in results)
+    for gradient, truth in zip(gradients, expected, strict=True):
+        assert relative_error(gradient, truth) < 1e-14
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+def test_tokens_are_not_copied_behind_the_convolution_of_patches():
+    embed, returned = PatchEmbed(4, 32, 2), []
+    embed.proj.register_forward_hook(lambda module, inputs, y: returned.append(y))
+    tokens = embed(torch.randn(2, 4, 8, 6))
+    assert tokens.data_ptr() == returned[0].data_ptr()
