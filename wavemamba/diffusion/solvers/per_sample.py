@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wavemamba.diffusion.objective import rows
 from wavemamba.diffusion.solvers.base import REMEDY, OdeSolver, Problem, Solution, refuse_options
-from wavemamba.diffusion.solvers.tableaus import Tableau, combine
+from wavemamba.diffusion.solvers.tableaus import Tableau, advance, combine
 from wavemamba.errors import SolverError
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -124,7 +124,7 @@ def _attempt(
         return slope if i == 0 else evaluate(t + method.nodes[i] * h, state)
 
     slopes = method.slopes(at_node, x, wide)
-    return x + wide * combine(method.weights, slopes), wide * combine(method.errors, slopes), slopes[-1]
+    return advance(x, wide, combine(method.weights, slopes)), wide * combine(method.errors, slopes), slopes[-1]
 
 
 def _first_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -26,16 +27,21 @@ class Tableau:
         """The stages `k_i`; `field(i, x)` evaluates at node `i`, `h` broadcasts over `x`."""
         slopes = [field(0, x)]
         for i in range(1, len(self.nodes)):
-            slopes.append(field(i, x + h * combine(self.stages[i], slopes)))
+            slopes.append(field(i, advance(x, h, combine(self.stages[i], slopes))))
         return slopes
+
+
+def advance(x: Tensor, h: Tensor | float, slope: Tensor) -> Tensor:
+    """`x + h * slope` in one pass; a tensor `h` broadcasts over `x`."""
+    return torch.addcmul(x, h, slope) if isinstance(h, Tensor) else torch.add(x, slope, alpha=h)
 
 
 def combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """`sum_i weights_i slopes_i`, leaving out zeros."""
-    terms = [k if w == 1 else w * k for w, k in zip(weights, slopes, strict=False) if w != 0]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+    (weight, total), *others = ((w, k) for w, k in zip(weights, slopes, strict=False) if w != 0)
+    total = total if weight == 1 else weight * total
+    for weight, slope in others:
+        total = torch.add(total, slope, alpha=weight)
     return total
 
 
@@ -97,6 +103,7 @@ def runge_kutta_step(method: Tableau) -> Callable[[Callable[[float, Tensor], Ten
         h = after - now
         # The last node is the end itself, not the rounding of a sum that may pass it.
         nodes = [after if c == 1.0 else now + c * h for c in method.nodes]
-        return x + h * combine(method.weights, method.slopes(lambda i, state: slope(nodes[i], state), x, h))
+        slopes = method.slopes(lambda i, state: slope(nodes[i], state), x, h)
+        return advance(x, h, combine(method.weights, slopes))
 
     return step
