@@ -60,6 +60,18 @@ def test_precision_and_recall_of_known_sets():
     assert precision_recall(collapsed, grid, neighbours=1).recall <= 1 / 25
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e6])  # far from zero, matrix products say little of distances
+@pytest.mark.parametrize("kinds", [400, 12])  # few kinds: equal rows, and distances that tie
+def test_precision_and_recall_are_those_of_all_pairs(shift, kinds):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(kinds, (700,), generator=generator)
+    a, b = (draw(kinds, 5, 0).round() + shift)[drawn].split([300, 400])
+    b = torch.where(torch.rand(400, 1, generator=generator) < 0.5, b + 1, b)
+    radii = torch.cdist(b, b, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(4, 1).values
+    among = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") <= radii
+    assert precision_recall(a, b).precision == pytest.approx(among.any(1).double().mean().item())
+
+
 @pytest.mark.parametrize("rows", [1, 300])
 def test_nearest_distances_are_those_of_all_pairs(rows):
     a, b = draw(rows, 3, 0), draw(7, 3, 1)
