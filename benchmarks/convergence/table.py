@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 SEEDS = (0, 1, 2)
-# Every second one is tried first; then the neighbours of the best, until the best lies between two that were tried.
-LADDER = (6.25e-4, 1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)
+# Four are tried first; then the neighbours of the best, until the best lies between two that were tried.
+LADDER = (6.25e-4, 1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 FIRST_RATES = LADDER[2:6]
 
 
