@@ -42,12 +42,12 @@ def curves(contenders: Sequence[Measured], costs: Mapping[str, Mapping[str, floa
 
 
 def learning_rates(tried: Mapping[str, Mapping[float, float]]) -> plt.Figure:
-    """Fréchet distance after a third of the steps against the learning rate, of every contender."""
+    """Held-out loss after a third of the steps against the learning rate, of every contender."""
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for name, found in tried.items():
         shown = {rate: value for rate, value in found.items() if np.isfinite(value)}
         axes.plot(list(shown), list(shown.values()), "o-", ms=4, color=COLOURS.get(name), label=name)
-    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=f"Fréchet distance, {FULL.rate_steps} steps")
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"held-out loss, {FULL.rate_steps} steps")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=8)
     return figure

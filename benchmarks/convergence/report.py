@@ -42,8 +42,8 @@ HOW = """
 
 - **Runs**: {scale.steps} steps of batch {scale.batch_size}, AdamW without weight decay, constant learning rate after
   100 steps of warm-up, gradients clipped to 2, velocity prediction, averaged weights (decay 0.998 with warm-up), 10% of
-  the labels dropped. Width 64, 64 tokens (8 x 8). Learning rates are compared on the first seed after
-  {scale.rate_steps} steps, in factors of two, until the best has a worse one on both sides.
+  the labels dropped. Width 64, 64 tokens (8 x 8). Learning rates are compared by the held-out loss of the
+  first seed after {scale.rate_steps} steps, in factors of two, until the best has a worse one on both sides.
 - **Judging**: {scale.samples} samples of the averaged model, of the classes that the reference has, the same noise
   for all models, without guidance, {scale.solver_steps} steps of Heun's solver. A small classifier, fitted on real
   pictures that no model saw, gives the features of Fréchet distance, precision and recall, and reads the class
@@ -94,13 +94,13 @@ def _rivals(rows: Sequence[Row], results: Results, costs: Mapping[str, Mapping[s
         curves = f"![Fréchet distance against steps, seconds and FLOPs](images/{_figure('curves', rows[0])})"
         parts += [curves, _scores(found, real), _leads(found, costs)]
     if tried:
-        rates = f"![Fréchet distance against the learning rate](images/{_figure('rates', rows[0])})"
+        rates = f"![Held-out loss against the learning rate](images/{_figure('rates', rows[0])})"
         parts += ["### Learning rates", rates, _rates(tried)]
     return [part for part in parts if part]
 
 
 def _tried(rows: Sequence[Row], results: Results) -> dict[str, dict[float, float]]:
-    """The distances by learning rate of the rows that look for their own."""
+    """The held-out losses by learning rate of the rows that look for their own."""
     found = {row.name: rates_tried(row, results) for row in rows if row.rate_of is None}
     return {name: rates for name, rates in found.items() if rates}
 
@@ -109,11 +109,11 @@ def _rates(tried: Mapping[str, Mapping[float, float]]) -> str:
     rates = [rate for rate in LADDER if any(rate in found for found in tried.values())]
     rows = [["", *(f"{rate:g}" for rate in rates)]]
     for name, found in tried.items():
-        cells = ["" if rate not in found else f"{found[rate]:.2f}".replace("inf", "diverged") for rate in rates]
+        cells = ["" if rate not in found else f"{found[rate]:.3f}".replace("inf", "diverged") for rate in rates]
         rows.append([name, *cells])
     note = (
-        f"*Fréchet distance after {FULL.rate_steps} steps of the first seed; one seed at so early a step chooses the "
-        "rate, and says little else.*"
+        f"*Held-out loss after {FULL.rate_steps} steps of the first seed: it chooses the rate. So early, samples are "
+        "poor, and their Fréchet distance tells rates apart less well.*"
     )
     return f"{_table(rows)}\n\n{note}"
 

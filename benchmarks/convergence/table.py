@@ -184,12 +184,15 @@ def best_rate(row: Row, results: Mapping[str, Mapping[str, Any]], scale: Scale =
 
 
 def rates_tried(row: Row, results: Mapping[str, Mapping[str, Any]], scale: Scale = FULL) -> dict[float, float]:
-    """The Fréchet distance after `rate_steps` at every learning rate that was tried; infinite where it diverged."""
+    """The held-out loss after `rate_steps` at every learning rate that was tried; infinite where it diverged.
+
+    So early, samples are poor: their Fréchet distance hangs on how they are, and the loss tells rates apart better.
+    """
     found = {}
     for rate in LADDER:
         result = results.get(Run(row=row, rate=rate, seed=SEEDS[0], steps=scale.rate_steps).key)
         if result is not None:
-            at = {point["step"]: point["frechet"] for point in result["curve"]}
+            at = {point["step"]: point["held_out_loss"] for point in result["curve"]}
             found[rate] = at.get(scale.rate_steps, math.inf)
     return found
 
