@@ -10,10 +10,11 @@ from wavemamba.diffusion import ClassifierFreeGuidance
 pytestmark = pytest.mark.cuda
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=["full", "window", "linear_attention"])
+def model(request):
     torch.manual_seed(0)
-    model = wavemamba.create_model("dimsum_tiny").eval()
+    linear = {} if request.param == "full" else {"fusion": request.param, "attention": request.param}
+    model = wavemamba.create_model("dimsum_tiny", **linear).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # zero-initialised layers would hide a wrong answer
             if not parameter.any():

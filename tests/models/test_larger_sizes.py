@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wavemamba import Sampler, create_model
+from wavemamba import ConfigError, Sampler, create_model
 from wavemamba.diffusion import Objective
 from wavemamba.layers import attend
 from wavemamba.models import load_pretrained
@@ -27,6 +27,14 @@ def test_the_shift_of_the_windows_goes_by_turns():
     model = build("dimsum_s2_window", attention_window=6)
     assert [block.fusion.attend.shifts for block in model.blocks] == [(0,), (3,), (0,), (3,)]
     assert model.attentions[0].attention.attend.shifts == (0, 3)
+
+
+def test_a_window_without_windows_is_refused():
+    with pytest.raises(ConfigError, match="attention_window: expected 8 with fusion='cross' and attention='transf"):
+        build("dimsum_s2", attention_window=4)
+    with pytest.raises(ConfigError, match="attention_window"):
+        build("dimsum_s2_window", attention_window=0)
+    assert build("dimsum_s2", attention="window", attention_window=4).config.fusion == "cross"
 
 
 @pytest.mark.parametrize("name", NAMES)
