@@ -28,7 +28,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, p H, q W) to (B, H, W, C)."""
         # The blocks read channels last, and so does this convolution: to move a picture costs less than to move tokens.
-        tokens: Tensor = self.proj(x.contiguous(memory_format=torch.channels_last))
+        # (`contiguous(memory_format=channels_last)` is the same, but vmap has no rule for it.)
+        tokens: Tensor = self.proj(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
         return tokens.permute(0, 2, 3, 1).contiguous()
 
     def reset_parameters(self) -> None:
