@@ -55,11 +55,11 @@ CASES = {
 }
 
 
-def build(case):
+def build(case, depth=2):
     """A model with nothing left at zero, so that every path matters."""
     torch.manual_seed(0)
     name, options = CASES[case]
-    model = create_model(name, **{"img_size": 8, "num_classes": 5, "depth": 2, "dim": 32, **options})
+    model = create_model(name, **{"img_size": 8, "num_classes": 5, "depth": depth, "dim": 32, **options})
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)

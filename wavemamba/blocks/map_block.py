@@ -52,11 +52,10 @@ class MapBlock(nn.Module):
             expect_shape(name, x, (None, dim, None, None), "(B, C, H, W)", advice)
             x = x.permute(0, 2, 3, 1)
         else:
-            advice = remedy or (
-                "move channels last with x.permute(0, 2, 3, 1), or build the block with channels_first=True"
-                if x.dim() == 4 and x.shape[1] == dim
-                else "pass a map with channels last, as wide as the block"
-            )
+            advice = remedy or "pass a map with channels last, as wide as the block"
+            # Rows are compared with the width where the channels are wrong alone: a graph would ask it of every map.
+            if remedy is None and x.dim() == 4 and x.shape[3] != dim and x.shape[1] == dim:
+                advice = "move channels last with x.permute(0, 2, 3, 1), or build the block with channels_first=True"
             expect_shape(name, x, (None, None, None, dim), "(B, H, W, C)", advice)
         expect_floating(name, x)
         if x.shape[1] < 1 or x.shape[2] < 1:

@@ -16,6 +16,7 @@ from wavemamba.names import choose
 from wavemamba.ops.haar import Layout
 from wavemamba.ops.haar.layout import choose_layout
 from wavemamba.scans import ScanOrder, scan_order
+from wavemamba.sizes import cut, holds_always
 from wavemamba.transforms import FrequencyTransform, frequency_transform
 
 BandScaling = Literal["mean", "orthonormal"]
@@ -27,7 +28,7 @@ def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     for axis in (1, 2):
         size = x.shape[axis]
         padded = (size + side - 1) // side * side
-        if padded != size:  # a graph for any size asks no more than this: concatenation would ask how much there is
+        if not holds_always(padded == size):
             x = x.index_select(axis, torch.arange(padded, device=x.device).clamp(max=size - 1))
     return x
 
@@ -117,7 +118,7 @@ class WaveletMambaBlock(FeedForwardBlock):
         grid = (bands.shape[1], bands.shape[2])
         tokens = self.step(bands.flatten(1, 2), cond, self.scan.order_for(*grid, device=x.device))
         bands = self.feed_forward(tokens.unflatten(1, grid), cond)
-        return self.leave(self._from_bands(bands)[:, :height, :width])
+        return self.leave(cut(cut(self._from_bands(bands), 1, height), 2, width))
 
     def _to_bands(self, x: Tensor) -> Tensor:
         bands = self.transform.to_map(x, self.layout)

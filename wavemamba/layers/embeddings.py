@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
+from wavemamba.sizes import holds_always
 
 
 class PatchEmbed(nn.Module):
@@ -79,7 +80,7 @@ def sincos_position(height: int, width: int, dim: int) -> Tensor:
 def resample_position(position: Tensor, height: int, width: int) -> Tensor:
     """Bicubic resampling of a position table (1, H, W, C) to another grid; unchanged where the grid is the same."""
     old_height, old_width = position.shape[1:3]
-    if (old_height, old_width) == (height, width):
+    if holds_always(old_height == height) and holds_always(old_width == width):
         return position
     table = position.to(accumulation_dtype(position.dtype))
     return _resample_axis(_resample_axis(table, 1, height), 2, width).to(position.dtype).contiguous()
@@ -91,12 +92,16 @@ def _resample_axis(table: Tensor, axis: int, new: int) -> Tensor:
     `F.interpolate` computes the same; its gradient has no graph of symbolic size in PyTorch.
     """
     old = table.shape[axis]
-    if old == new:
+    if holds_always(old == new):
         return table
-    support = 2 * max(old / new, 1.0)  # in rows of the old table
-    taps = 5 if old <= new else (4 * old + new - 1) // new + 1
+    support = 2 * max(old, new) / new  # in rows of the old table
     centre = (torch.arange(new, dtype=torch.float64, device=table.device) + 0.5) * (old / new)
-    rows = (centre - support + 0.5).floor()[:, None] + torch.arange(taps, device=table.device)  # (new, taps)
+    grows = holds_always(old <= new)
+    if torch.compiler.is_compiling() and not grows:  # how many rows are reached depends on the size
+        rows = torch.arange(old, device=table.device).expand(new, old)
+    else:
+        taps = 5 if grows else (4 * old + new - 1) // new + 1
+        rows = (centre - support + 0.5).floor()[:, None] + torch.arange(taps, device=table.device)  # (new, taps)
     distance = ((rows - centre[:, None] + 0.5) / (support / 2)).abs()
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1  # the cubic of a = -1/2: distances below 1,
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2  # and from 1 to 2

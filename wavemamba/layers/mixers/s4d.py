@@ -13,6 +13,7 @@ from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers.mixers.protocol import resolve_order
 from wavemamba.layers.weight_decay import UndecayedParameters
 from wavemamba.scans import ScanOrder, expect_permutation, invert_permutation
+from wavemamba.sizes import cut
 
 _DT_MIN, _DT_MAX = 1e-3, 1e-1
 _STRIDE = 32  # powers of the decay up to here, times those of its 32nd power, are all powers
@@ -141,7 +142,7 @@ class S4DMixer(UndecayedParameters):
         steps = torch.arange(_STRIDE, device=dt.device, dtype=wide)
         size, angle = (decay[..., None] * steps).exp(), phase[..., None] * steps  # (C, N / 2, 32)
         near = torch.cat([size * angle.cos(), size * angle.sin()], dim=1)
-        return 2 * (far @ near).flatten(1)[:, :length]
+        return 2 * cut((far @ near).flatten(1), 1, length)
 
 
 def _convolve(u: Tensor, response: Tensor) -> Tensor:
