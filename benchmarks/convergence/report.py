@@ -49,8 +49,8 @@ HOW = """
   pictures that no model saw, gives the features of Fréchet distance, precision and recall, and reads the class
   (`benchmarks/convergence/judge.py`, weights in `benchmarks/convergence/judges/`). The distances are those of these
   features: they are not to be compared with an FID in Inception's.
-- **Seconds and FLOPs** a step are measured for all models in one run (`cost.py`), and multiplied with the steps: what
-  else the machine did during a run has no say in them.
+- **Seconds and FLOPs** a step are measured for all models in one run (`cost.py`), on one thread in seconds of the
+  processor, and multiplied with the steps: what else the machine did during a run has no say in them.
 - **Limits**: models of half a million parameters, pictures of at most 32 x 32 pixels, some thousands of them, and runs
   of minutes. Which scan, transform or fusion wins at 256 x 256 after days on GPUs is another question.
 """

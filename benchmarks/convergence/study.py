@@ -94,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     while outcome in ("finished", "diverged"):  # else the time is over, all is measured, or others are at what is left
         outcomes = (carry_out(run, scale, options, end) for run in wanted(rows, read_results(options.results), scale))
         outcome = next((found for found in outcomes if found != "busy"), "nothing")
+    print({"nothing": "nothing is left to begin here"}.get(outcome, "the same command goes on"), flush=True)
     return 0
 
 
