@@ -47,7 +47,10 @@ def learning_rates(tried: Mapping[str, Mapping[float, float]]) -> plt.Figure:
     for name, found in tried.items():
         shown = {rate: value for rate, value in found.items() if np.isfinite(value)}
         axes.plot(list(shown), list(shown.values()), "o-", ms=4, color=COLOURS.get(name), label=name)
+    rates = sorted({rate for found in tried.values() for rate in found})
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"held-out loss, {FULL.rate_steps} steps")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=8)
     return figure

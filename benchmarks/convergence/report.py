@@ -225,7 +225,7 @@ def _missing(results: Results) -> list[str]:
         return []
     head = ["| model | data | path | seeds measured |", "|---|---|---|---|"]
     text = (
-        "`python benchmarks/convergence/study.py` goes on with these, in this order; the page says nothing about them."
+        "`python benchmarks/convergence/study.py` goes on with these, in this order: what is theirs is not yet compared."
     )
     return ["## What is not measured yet", text, "\n".join(head + lacking)]
 
