@@ -224,9 +224,7 @@ def _missing(results: Results) -> list[str]:
     if not lacking:
         return []
     head = ["| model | data | path | seeds measured |", "|---|---|---|---|"]
-    text = (
-        "`python benchmarks/convergence/study.py` goes on with these, in this order: what is theirs is not yet compared."
-    )
+    text = "`python benchmarks/convergence/study.py` goes on with these, in this order; they are not compared yet."
     return ["## What is not measured yet", text, "\n".join(head + lacking)]
 
 
