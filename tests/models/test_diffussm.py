@@ -117,4 +117,4 @@ def test_grids_that_do_not_fit_are_named():
     with pytest.raises(ConfigError, match="d_state: expected an even number"):
         create_model("diffussm_s", **SMALL, d_state=5)
     with pytest.raises(ConfigError, match="scan"):
-        create_model("diffussm_s", **SMALL, scan="spiral")
+        create_model("diffussm_s", **SMALL, scan="no such order")

