@@ -53,6 +53,8 @@ CASES = {
     "zigma-text": ("zigma_b1", {"context_dim": 12, "num_classes": 0, "scan": "hilbert", "positions": "sincos"}),
     "zigma-both-ways": ("zigma_s1", {"bidirectional": True, "scan": "raster", "class_dropout": 0.1}),
 }
+ONE_OF_EACH = tuple({name.split("_")[0]: case for case, (name, _) in reversed(CASES.items())}.values())
+"""The first variant of every family."""
 
 
 def build(case, depth=2):

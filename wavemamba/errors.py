@@ -29,3 +29,7 @@ class ConfigError(WavemambaError, ValueError):
 
 class DataError(WavemambaError, ValueError):
     """A dataset is empty, missing or damaged."""
+
+
+class ExportError(WavemambaError, RuntimeError):
+    """A network has no form in the format that it is to be exported to, or the file cannot be written."""

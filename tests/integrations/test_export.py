@@ -16,7 +16,7 @@ from wavemamba import MambaMixer, SpatialFrequencyFusion
 BATCH, HEIGHT, WIDTH = Dim("batch"), Dim("height"), Dim("width")
 DIM, COND = block_zoo.DIM, block_zoo.COND
 BLOCKS = ("spatial", "spatial, both ways", "wavelet mosaic", "attention", "dimsum", "zigma", "diffussm")
-MODELS = ("dimsum", "dit", "sit", "diffussm", "zigma")
+MODELS = model_zoo.ONE_OF_EACH
 SAVED = ("spatial", "wavelet mosaic", "mixer", "bank", *(f"model {name}" for name in MODELS))
 SIZES = ((3, 8, 12), (1, 7, 3), (2, 9, 2))  # batch, rows and columns, of tokens
 
