@@ -1,6 +1,8 @@
 """ONNX files compute what the modules compute, with operators of ONNX alone."""
 
+import re
 import sys
+from pathlib import Path
 
 import block_zoo
 import model_zoo
@@ -270,3 +272,10 @@ def test_fourier_transforms_are_in_onnx(tmp_path):
     block, path = EinFFT(DIM).eval(), tmp_path / "block.onnx"
     export_onnx(block, torch.randn(2, 3, 4, DIM), path, dynamic_shapes=({0: BATCH},))
     assert_same(path, block, torch.randn(3, 3, 4, DIM))
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"block.pt2", "model.onnx"}
