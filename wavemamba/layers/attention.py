@@ -13,6 +13,7 @@ from wavemamba.checks import expect_size
 from wavemamba.dtypes import accumulation_dtype, autocast_off
 from wavemamba.errors import ConfigError
 from wavemamba.layers.part_checks import expect_part, expect_result
+from wavemamba.sizes import cut, holds_always
 
 AttentionKind = Literal["full", "window", "linear_attention"]
 _NARROW = 64
@@ -112,7 +113,7 @@ class WindowAttention(nn.Module):
         y = _softmax_attention(q, k, v, seen).unflatten(2, (rows.side, columns.side))
         y = y.unflatten(1, (batch, heads)).unflatten(0, (rows.windows, columns.windows))
         y = y.permute(2, 0, 4, 1, 5, 3, 6).flatten(3, 4).flatten(1, 2)
-        return y[:, rows.before : rows.before + height, columns.before : columns.before + width]
+        return cut(cut(y, 1, height, rows.before), 2, width, columns.before)
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -129,9 +130,11 @@ class _Cut(NamedTuple):
 
     @classmethod
     def of(cls, size: int, window: int, shift: int) -> _Cut:
-        if size <= window:
+        if holds_always(size <= window):
             return cls(size, 1, size, 0)
         before = -shift % window
+        if not holds_always(size > window):  # an axis that may have no cut is padded to a whole window then
+            before *= min(1, max(0, size - window))
         return cls(size, (before + size + window - 1) // window, window, before)
 
     @property
@@ -150,7 +153,7 @@ class _Cut(NamedTuple):
 
 def _cut_out(x: Tensor, rows: _Cut, columns: _Cut) -> Tensor:
     """Pad (B, H, W, heads, d) with zeros and cut it: (windows, B * heads, tokens of a window, d)."""
-    if any((rows.before, rows.after, columns.before, columns.after)):
+    if not all(holds_always(rest == 0) for rest in (rows.before, rows.after, columns.before, columns.after)):
         x = F.pad(x, (0, 0, 0, 0, columns.before, columns.after, rows.before, rows.after))
     x = x.unflatten(2, (columns.windows, columns.side)).unflatten(1, (rows.windows, rows.side))
     return x.permute(1, 3, 0, 5, 2, 4, 6).flatten(4, 5).flatten(2, 3).flatten(0, 1)
@@ -158,7 +161,7 @@ def _cut_out(x: Tensor, rows: _Cut, columns: _Cut) -> Tensor:
 
 def _seen(rows: _Cut, columns: _Cut, device: torch.device) -> Tensor | None:
     """Which tokens of its window each one sees: (windows, 1, tokens, tokens) bool; None: all."""
-    if rows.windows == columns.windows == 1:
+    if holds_always(rows.windows == 1) and holds_always(columns.windows == 1):
         return None
     by_row, by_column = rows.seen(device)[:, None, :, None, :, None], columns.seen(device)[:, None, :, None]
     return (by_row & by_column).flatten(4).flatten(2, 3).flatten(0, 1)[:, None]
