@@ -115,10 +115,12 @@ def test_export_as_the_first_thing_that_a_process_does():
     [
         ("spatial", 1),
         ("wavelet mosaic", 1),
+        ("attention in windows", 1),
+        ("linear attention", 1),
         ("dimsum", 1),
+        ("dimsum, in windows", 1),
         ("wavelet db2", 2),  # a single cell along a side lies otherwise in memory
         ("wavelet dct", 2),
-        ("attention in windows", 2),  # so does a single window
     ],
 )
 def test_one_graph_for_any_grid(name, graphs):

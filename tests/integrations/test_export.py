@@ -15,7 +15,18 @@ from wavemamba import MambaMixer, SpatialFrequencyFusion
 
 BATCH, HEIGHT, WIDTH = Dim("batch"), Dim("height"), Dim("width")
 DIM, COND = block_zoo.DIM, block_zoo.COND
-BLOCKS = ("spatial", "spatial, both ways", "wavelet mosaic", "attention", "dimsum", "zigma", "diffussm")
+BLOCKS = (
+    "spatial",
+    "spatial, both ways",
+    "wavelet mosaic",
+    "attention",
+    "attention in windows",
+    "linear attention",
+    "dimsum",
+    "dimsum, in windows",
+    "zigma",
+    "diffussm",
+)
 MODELS = model_zoo.ONE_OF_EACH
 SAVED = ("spatial", "wavelet mosaic", "mixer", "bank", *(f"model {name}" for name in MODELS))
 SIZES = ((3, 8, 12), (1, 7, 3), (2, 9, 2))  # batch, rows and columns, of tokens

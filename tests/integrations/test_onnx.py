@@ -112,7 +112,7 @@ def test_haar_maps_in_every_layout(tmp_path):
     assert_same(path, module, torch.randn(3, 8, 16, 3))
 
 
-@pytest.mark.parametrize("case", model_zoo.ONE_OF_EACH)
+@pytest.mark.parametrize("case", [*model_zoo.ONE_OF_EACH, "dimsum-attention-in-windows", "dimsum-linear-attention"])
 def test_a_model_of_every_family(case, tmp_path):
     model, path = model_zoo.build(case, depth=1).eval(), tmp_path / "model.onnx"
     export_onnx(model, model_zoo.inputs(model), path, dynamic_shapes=({0: BATCH}, {0: BATCH}, {0: BATCH}))

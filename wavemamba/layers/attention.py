@@ -121,50 +121,62 @@ class WindowAttention(nn.Module):
 
 
 class _Cut(NamedTuple):
-    """How an axis is padded and cut: so many windows of one side, with so much padding before the first token."""
+    """How an axis is padded and cut into windows of one side, with so much padding before the first token."""
 
     size: int
-    windows: int
     side: int
     before: int
+    spare: int = 0
+    """Windows of padding alone."""
 
     @classmethod
     def of(cls, size: int, window: int, shift: int) -> _Cut:
         if holds_always(size <= window):
-            return cls(size, 1, size, 0)
-        before = -shift % window
-        if not holds_always(size > window):  # an axis that may have no cut is padded to a whole window then
-            before *= min(1, max(0, size - window))
-        return cls(size, (before + size + window - 1) // window, window, before)
+            return cls(size, size, 0)
+        if holds_always(size > window):
+            return cls(size, window, -shift % window)
+        # A graph that serves both is not to ask whether there is one window or more: it has always more.
+        return cls(size, window, -shift % window * min(1, max(0, size - window)), spare=1)
+
+    @property
+    def windows(self) -> int:
+        return (self.before + self.size + (1 + self.spare) * self.side - 1) // self.side
+
+    @property
+    def used(self) -> int:
+        return self.windows - self.spare
 
     @property
     def after(self) -> int:
         return self.windows * self.side - self.before - self.size
 
     def seen(self, device: torch.device) -> Tensor:
-        """Which tokens of its window each one sees: (windows, side, side) bool."""
-        place, last = torch.arange(self.side, device=device), self.side - 1
-        number = torch.arange(self.windows, device=device)[:, None]
-        far = torch.where(number > 0, place, last).minimum(torch.where(number < self.windows - 1, last - place, last))
-        token = number * self.side + place - self.before
-        inside = (token >= 0) & (token < self.size)
-        return ((place[:, None] - place).abs() <= far[:, :, None]) & inside[:, None]
+        """Which tokens of its window each one sees: (windows, side, side) bool; padding sees something, too."""
+        step, side = torch.arange(self.windows * self.side, device=device), torch.arange(self.side, device=device)
+        number, place, last = step // self.side, step % self.side, self.side - 1
+        before = torch.where(number > 0, place, last)
+        after = torch.where(number < self.used - 1, last - place, last)
+        near = (place[:, None] - side).abs() <= before.minimum(after)[:, None]
+        inside = (step >= self.before) & ((step < self.before + self.size) | (number >= self.used))
+        return (near & inside.unflatten(0, (-1, self.side))[number]).unflatten(0, (-1, self.side))
 
 
 def _cut_out(x: Tensor, rows: _Cut, columns: _Cut) -> Tensor:
     """Pad (B, H, W, heads, d) with zeros and cut it: (windows, B * heads, tokens of a window, d)."""
     if not all(holds_always(rest == 0) for rest in (rows.before, rows.after, columns.before, columns.after)):
         x = F.pad(x, (0, 0, 0, 0, columns.before, columns.after, rows.before, rows.after))
-    x = x.unflatten(2, (columns.windows, columns.side)).unflatten(1, (rows.windows, rows.side))
+    x = x.unflatten(2, (-1, columns.side)).unflatten(1, (-1, rows.side))
     return x.permute(1, 3, 0, 5, 2, 4, 6).flatten(4, 5).flatten(2, 3).flatten(0, 1)
 
 
 def _seen(rows: _Cut, columns: _Cut, device: torch.device) -> Tensor | None:
     """Which tokens of its window each one sees: (windows, 1, tokens, tokens) bool; None: all."""
-    if holds_always(rows.windows == 1) and holds_always(columns.windows == 1):
+    if all(holds_always(axis.side == axis.size) for axis in (rows, columns)):
         return None
-    by_row, by_column = rows.seen(device)[:, None, :, None, :, None], columns.seen(device)[:, None, :, None]
-    return (by_row & by_column).flatten(4).flatten(2, 3).flatten(0, 1)[:, None]
+    # Nothing is broadcast along the windows: a graph would ask whether there is one or more.
+    number = torch.arange(rows.windows * columns.windows, device=device)
+    by_row, by_column = rows.seen(device)[number // columns.windows], columns.seen(device)[number % columns.windows]
+    return (by_row[:, :, None, :, None] & by_column[:, None, :, None]).flatten(3).flatten(1, 2)[:, None]
 
 
 class LinearAttention(nn.Module):
