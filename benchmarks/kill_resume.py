@@ -49,13 +49,17 @@ def last_step(out: Path) -> int:
     return records[-1]["step"] if records else 0
 
 
-def kill_once(out: Path, steps: int, rng: random.Random, start=start, starting: float = 3.0) -> tuple[bool, int]:
+def kill_once(
+    out: Path, steps: int, kills: int, rng: random.Random, start=start, starting: float = 3.0
+) -> tuple[bool, int]:
     """Start the run and kill it at a random moment; whether it was still running, and the last step in its log.
 
-    One time in five that is within the seconds of `starting`, otherwise shortly after a step.
+    One time in five that is within the seconds of `starting`, otherwise shortly after a step. `kills` are still to
+    come, this one among them: the steps that are left are shared out, so that the run does not end before the last.
     """
     begun = last_step(out)
-    target = begun if rng.random() < 0.2 else rng.randint(begun + 1, max(begun + 1, begun + (steps - begun) // 3))
+    share = max(1, 2 * (steps - begun) // (2 * kills + 1))
+    target = begun if rng.random() < 0.2 else begun + rng.randint(1, share)
     process = start(options_of(out, steps))
     if target == begun:
         time.sleep(rng.uniform(0.0, starting))
@@ -108,7 +112,7 @@ def main() -> int:
         run_to_the_end(reference, args.steps)
         print(f"reference: {args.steps} steps, never killed; moments from seed {seed}", flush=True)
         for kill in range(args.kills):
-            killed, step = kill_once(survivor, args.steps, rng)
+            killed, step = kill_once(survivor, args.steps, args.kills - kill, rng)
             print(f"kill {kill + 1}: {'killed' if killed else 'had ended already'} after step {step}", flush=True)
         run_to_the_end(survivor, args.steps)
         found = compare(reference, survivor)

@@ -255,11 +255,11 @@ def kill_resume():
 
 
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(tmp_path, launch, kill_resume):
-    steps, rng = 40, random.Random()
+    steps, kills, rng = 200, 10, random.Random()
     kill_resume.run_to_the_end(tmp_path / "reference", steps, launch)
     moments = []
-    while len(moments) < 10:
-        killed, step = kill_resume.kill_once(tmp_path / "survivor", steps, rng, launch, starting=0.5)
+    for left in range(kills, 0, -1):
+        killed, step = kill_resume.kill_once(tmp_path / "survivor", steps, left, rng, launch, starting=0.5)
         assert killed, f"the run ended before it could be killed; killed before after steps {moments}"
         moments.append(step)
     kill_resume.run_to_the_end(tmp_path / "survivor", steps, launch)
