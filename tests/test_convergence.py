@@ -264,3 +264,26 @@ def test_the_page_shows_what_is_measured_and_says_what_is_missing(tmp_path):
     shown = [line.split("(images/")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(shown) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(shown)
+
+
+def test_an_option_is_taken_where_its_interval_says_so_or_its_time():
+    import report
+    from curves import Measured
+    from table import ROWS
+
+    def runs(row, distance):
+        ends = [{"seed": seed, "curve": [{"step": 9, "frechet": distance * (1 + seed / 9)}]} for seed in range(3)]
+        return Measured(row, 1e-3, tuple(ends))
+
+    base = runs(ROWS[0], 1.0)
+    distances = {"fusion swap_k": 0.8, "fusion linear": 1.0, "fusion window": 1.5, "dct": 1.0, "db2": 2.0}
+    found = [runs(row, distances[row.name]) for row in ROWS if row.name in distances]
+    costs = {"DiMSUM": {"seconds": 2.0}, "dct": {"seconds": 1.0}}
+    title, text, _ = report._picks(base, found, costs)
+    assert title.startswith("### ")
+    lines = text.splitlines()
+    assert "| fusion | cross-attention | fusion swap_k | fusion linear | fusion window | fusion swap_k |" in lines
+    assert "| transform | Haar |  | dct (0.50) | db2 | Haar; dct where time counts |" in lines
+    assert len(lines) == 4
+    alone = [Measured(runs.row, runs.rate, runs.runs[:1]) for runs in found]
+    assert report._picks(base, alone, costs) == []

@@ -15,7 +15,7 @@ from typing import Any
 import plots
 from curves import CONFIDENCE, Interval, Measured, by_seed, interval, lead, measured, ratio_interval
 from judge import JUDGES
-from table import ABLATED, FULL, LADDER, ROWS, SEEDS, Row, final_runs, is_done, rates_tried, read_results
+from table import ABLATED, FULL, LADDER, QUESTIONS, ROWS, SEEDS, Row, final_runs, is_done, rates_tried, read_results
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -26,6 +26,7 @@ DATA = {
     "mnist": "MNIST, 28 x 28 with a margin of 2 pixels",
     "crops": "crops of photographs, 32 x 32 RGB",
 }
+WORTH_WHILE = 0.95  # of the seconds a step: what saves less is no reason to leave the paper's choice
 SHARES = (1 / 2, 2 / 3, 5 / 6)  # of the rival's run: the distances it has there are those that are timed
 
 INTRODUCTION = """
@@ -199,7 +200,48 @@ def _variants(results: Results, costs: Mapping[str, Mapping[str, float]]) -> lis
         "seeds; the ratio of distances is taken seed by seed.",
         f"![Fréchet distance of the variants](images/{_figure('variants', found[0].row)})",
         _table(rows),
+        *_picks(base, found, costs),
     ]
+
+
+def _picks(base: Measured, found: Sequence[Measured], costs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Which option to take, question by question; of those alone that more than one seed speaks for."""
+    names = {runs.row.name: runs for runs in found if len(by_seed(runs, base)) > 1}
+    rows = [["", "the paper's choice", "better", "no difference found", "worse", "take"]]
+    for question, (choice, variants) in QUESTIONS.items():
+        ratios = {name: _paired_ratio(names[name], base) for name in variants if name in names}
+        if not ratios:
+            continue
+        better = [name for name, ratio in ratios.items() if ratio.high < 1]
+        worse = [name for name, ratio in ratios.items() if ratio.low > 1]
+        equal = [name for name in ratios if name not in (*better, *worse)]
+        cells = [", ".join(_with_time(name, costs) for name in group) for group in (better, equal, worse)]
+        cheaper = {name: _times_time(name, costs) for name in equal}
+        fast = min(cheaper, key=lambda name: cheaper[name], default="")
+        if better:
+            take = min(better, key=lambda name: ratios[name].mean)
+        elif fast and cheaper[fast] < WORTH_WHILE:
+            take = f"{choice}; {fast} where time counts"
+        else:
+            take = choice
+        rows.append([question, choice, *cells, take])
+    if len(rows) == 1:
+        return []
+    note = (
+        f"*Better and worse: the {CONFIDENCE:.0%} interval of the ratio of distances lies on one side of 1; of so many "
+        f"ratios one in twenty does so by chance. In brackets: the seconds of a step as a multiple of {BASE}'s.*"
+    )
+    return ["### Which option to take, from this table alone", _table(rows), note]
+
+
+def _times_time(name: str, costs: Mapping[str, Mapping[str, float]]) -> float:
+    """The seconds of a variant's step as a multiple of the whole model's; NaN where they were not measured."""
+    return costs[name]["seconds"] / costs[BASE]["seconds"] if {name, BASE} <= costs.keys() else math.nan
+
+
+def _with_time(name: str, costs: Mapping[str, Mapping[str, float]]) -> str:
+    times = _times_time(name, costs)
+    return name if math.isnan(times) else f"{name} ({times:.2f})"
 
 
 def _measured_variants(results: Results) -> tuple[Measured | None, list[Measured]]:

@@ -89,33 +89,59 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 DIFFERENT = ("DiMSUM", "DiT", "ZigMa", "DiffuSSM")  # SiT is DiT's network with another clock: one data set shows that
 ABLATED = "mnist"
-VARIANTS: dict[str, dict[str, Any]] = {
-    "no wavelet": {"levels": 0, "frequency_scan": "raster"},
-    "space alone": {"frequency": "none", "fusion_heads": 8},
-    "frequency alone": {"spatial": "none", "fusion_heads": 8},
-    "layout interleaved": {"layout": "interleaved"},
-    "layout mosaic": {"layout": "mosaic"},
-    "fusion swap_k": {"fusion": "swap_k"},
-    "fusion linear": {"fusion": "linear"},
-    "fusion window": {"fusion": "window", "attention_window": 4},
-    "fusion linear_attention": {"fusion": "linear_attention"},
-    "attention independent": {"attention_sharing": "independent"},
-    "attention none": {"attention_every": 0},
-    "conv_state": {"conditioning": "conv_state"},
-    "levels 1": {"levels": 1},
-    "levels 3": {"levels": 3},
-    "db2": {"transform": "db2"},
-    "dct": {"transform": "dct"},
-    "einfft": {"frequency": "einfft"},
-    "scan snake": {"snake": True},
-    "scan hilbert": {"spatial_scan": "hilbert"},
-    "scan zigma": {"scan_path": "zigma"},
-    "scan sweep": {"scan_path": "sweep"},
-    "scan jpeg": {"scan_path": "jpeg"},
-    "two directions": {"bidirectional": True},
-    "mixer mamba2": {"mixer": "mamba2"},
-    "mixer gla": {"mixer": "gla"},
-    "mixer attention": {"mixer": "attention"},
+# What a user has to choose, what the paper chose, and what else there is.
+QUESTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "second branch": (
+        "Mamba over subbands",
+        {
+            "no wavelet": {"levels": 0, "frequency_scan": "raster"},
+            "space alone": {"frequency": "none", "fusion_heads": 8},
+            "frequency alone": {"spatial": "none", "fusion_heads": 8},
+            "einfft": {"frequency": "einfft"},
+        },
+    ),
+    "transform": ("Haar", {"db2": {"transform": "db2"}, "dct": {"transform": "dct"}}),
+    "levels": ("2", {"levels 1": {"levels": 1}, "levels 3": {"levels": 3}}),
+    "layout of the subbands": (
+        "channel",
+        {"layout interleaved": {"layout": "interleaved"}, "layout mosaic": {"layout": "mosaic"}},
+    ),
+    "fusion": (
+        "cross-attention",
+        {
+            "fusion swap_k": {"fusion": "swap_k"},
+            "fusion linear": {"fusion": "linear"},
+            "fusion window": {"fusion": "window", "attention_window": 4},
+            "fusion linear_attention": {"fusion": "linear_attention"},
+        },
+    ),
+    "transformer between the blocks": (
+        "one, shared by its places",
+        {
+            "attention independent": {"attention_sharing": "independent"},
+            "attention none": {"attention_every": 0},
+        },
+    ),
+    "condition": ("adaLN", {"conv_state": {"conditioning": "conv_state"}}),
+    "scan order": (
+        "rows, turned from block to block",
+        {
+            "scan snake": {"snake": True},
+            "scan hilbert": {"spatial_scan": "hilbert"},
+            "scan zigma": {"scan_path": "zigma"},
+            "scan sweep": {"scan_path": "sweep"},
+            "scan jpeg": {"scan_path": "jpeg"},
+            "two directions": {"bidirectional": True},
+        },
+    ),
+    "mixer": (
+        "Mamba",
+        {
+            "mixer mamba2": {"mixer": "mamba2"},
+            "mixer gla": {"mixer": "gla"},
+            "mixer attention": {"mixer": "attention"},
+        },
+    ),
 }
 
 
@@ -133,7 +159,8 @@ ROWS = (
     *(
         _row(ABLATED, name, model, {**options, **change}, group="variants", rate_of="DiMSUM")
         for model, options in [RIVALS["DiMSUM"]]
-        for name, change in VARIANTS.items()
+        for _, variants in QUESTIONS.values()
+        for name, change in variants.items()
     ),
     *_rivals(ABLATED, DIFFERENT, path="linear"),
     *(row for name in ("DiMSUM", "DiT") for row in _rivals(ABLATED, [name], group="long", rate_of=name, length=3)),
