@@ -276,13 +276,13 @@ def test_an_option_is_taken_where_its_interval_says_so_or_its_time():
         return Measured(row, 1e-3, tuple(ends))
 
     base = runs(ROWS[0], 1.0)
-    distances = {"fusion swap_k": 0.8, "fusion linear": 1.0, "fusion window": 1.5, "dct": 1.0, "db2": 2.0}
+    distances = {"fusion swap_k": 0.8, "fusion linear": 1.5, "dct": 1.0, "db2": 2.0}
     found = [runs(row, distances[row.name]) for row in ROWS if row.name in distances]
     costs = {"DiMSUM": {"seconds": 2.0}, "dct": {"seconds": 1.0}}
     title, text, _ = report._picks(base, found, costs)
     assert title.startswith("### ")
     lines = text.splitlines()
-    assert "| fusion | cross-attention | fusion swap_k | fusion linear | fusion window | fusion swap_k |" in lines
+    assert "| fusion | cross-attention | fusion swap_k |  | fusion linear | fusion swap_k |" in lines
     assert "| transform | Haar |  | dct (0.50) | db2 | Haar; dct where time counts |" in lines
     assert len(lines) == 4
     alone = [Measured(runs.row, runs.rate, runs.runs[:1]) for runs in found]

@@ -111,8 +111,13 @@ QUESTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {
             "fusion swap_k": {"fusion": "swap_k"},
             "fusion linear": {"fusion": "linear"},
-            "fusion window": {"fusion": "window", "attention_window": 4},
-            "fusion linear_attention": {"fusion": "linear_attention"},
+        },
+    ),
+    "attention, of fusion and transformer": (
+        "of all tokens",
+        {
+            "windows of 4 x 4": {"fusion": "window", "attention": "window", "attention_window": 4},
+            "linear attention": {"fusion": "linear_attention", "attention": "linear_attention"},
         },
     ),
     "transformer between the blocks": (
