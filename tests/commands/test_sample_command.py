@@ -55,6 +55,15 @@ def test_noise_on_the_way_and_another_size(folder, tmp_path):
     assert record["class_names"] == ["cat", "dog", "a/b"]
 
 
+def test_the_dtype_that_was_taken_is_said(folder, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    assert (
+        main([f"--model={folder}", f"--out={out}", "--per-class=1", "--solver=euler", "--steps=1", "--dtype=auto"]) == 0
+    )
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert f" in {record['dtype']} ({record['dtype_reason']})" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

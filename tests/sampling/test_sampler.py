@@ -231,12 +231,6 @@ def test_a_model_inside_others_is_sampled_as_the_model(model, one_process):
             Sampler(other)
 
 
-def test_low_precision(folder):
-    sampler = Sampler.from_pretrained(folder, dtype=torch.bfloat16)
-    pictures = sampler([0], [0], **QUICK)
-    assert (pictures.record["dtype"], pictures.images.dtype) == ("bfloat16", torch.float32)
-
-
 def test_further_conditions_go_to_their_pictures(make_model):
     class Brighter(nn.Module):
         """Adds a brightness to what the model says."""

@@ -92,7 +92,8 @@ def _sample(arguments: Sequence[str]) -> None:
         _write_images(pictures, Path(args.png_folder))
     classes = f" of {len(dict.fromkeys(labels))} classes" if labels else ""
     calls = pictures.record["evaluations"]
-    print(printable(f"{out}: {len(pictures)} samples{classes}, {calls} function evaluations"))
+    how = f" in {sampler.precision}" if sampler.precision.chosen_here else ""
+    print(printable(f"{out}: {len(pictures)} samples{classes}, {calls} function evaluations{how}"))
 
 
 def _write_images(pictures: Pictures, folder: Path) -> None:

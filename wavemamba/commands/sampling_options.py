@@ -9,8 +9,7 @@ import torch
 from wavemamba.commands.parser import RecipeParser, number
 from wavemamba.diffusion import DIFFUSIONS, GUIDANCE_SCHEDULES, LAST_STEPS, ODE_SOLVERS, SDE_SOLVERS, STEP_CONTROLS
 from wavemamba.sampling import Sampler, Settings
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+from wavemamba.sampling.precision import AUTO, DTYPES
 
 
 def add_sampling_options(parser: RecipeParser) -> None:
@@ -35,7 +34,9 @@ def add_sampling_options(parser: RecipeParser) -> None:
         help="of the power-cosine schedule")  # fmt: skip
     add("--guidance-interval", type=float, nargs=2, default=default.guidance_interval, metavar=("FROM", "TO"),
         help="times in which guidance acts, 0 noise, 1 data")  # fmt: skip
-    add("--dtype", choices=sorted(DTYPES), help="of the model; solvers keep float32 at least (default: as saved)")
+    add("--dtype", choices=[AUTO, *sorted(DTYPES)],
+        help="of the model; auto: bfloat16 where that is faster, else float32; solvers keep float32 at least (default: "
+        "as saved)")  # fmt: skip
     add("--autoencoder", help="folder or hub id that decodes latents (default: the one of the training run)")
     add("--revision", help="commit, tag or branch of a hub repository; a commit pins what is loaded")
 
@@ -62,7 +63,6 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def sampler_from(args: argparse.Namespace, model: str, device: torch.device | str) -> Sampler:
     """A sampler of a saved model, from the options."""
-    dtype = None if args.dtype is None else DTYPES[args.dtype]
     return Sampler.from_pretrained(
-        model, device=device, dtype=dtype, autoencoder=args.autoencoder, revision=args.revision
+        model, device=device, dtype=args.dtype, autoencoder=args.autoencoder, revision=args.revision
     )

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[float], None]]:
-    """Show how many of `total` pictures are drawn; yields a function that is told."""
+def progress_bar(total: int, wanted: bool, about: str | None = None) -> Iterator[Callable[[float], None]]:
+    """Show how many of `total` pictures are drawn, and what is to be said of them; yields a function that is told."""
     try:
         from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # its types are a package of their own
     except ImportError:
@@ -18,5 +18,5 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[float], None]]:
         return
     # disable=None: not where stderr is no terminal.
     with tqdm(total=total, unit="picture", bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
-              disable=None) as bar:  # fmt: skip
+              desc=about, disable=None) as bar:  # fmt: skip
         yield lambda done: bar.update(done - bar.n) and None

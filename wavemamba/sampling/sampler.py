@@ -14,12 +14,14 @@ from wavemamba.checks import expect_count
 from wavemamba.diffusion import Autoencoder, ClassifierFreeGuidance, Conditions, Objective, Progress, sample_noise
 from wavemamba.diffusion.calls import evaluating
 from wavemamba.diffusion.report import OnStep
+from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
 from wavemamba.models import DiffusionModel, TrainedFor, load_pretrained
 from wavemamba.names import check_names
 from wavemamba.sampling.classes import Classes, class_ids, paired
 from wavemamba.sampling.model_modules import described
 from wavemamba.sampling.pictures import Pictures
+from wavemamba.sampling.precision import Precision, choose_precision, computing_in, converted, is_auto, named_dtype
 from wavemamba.sampling.progress import progress_bar
 from wavemamba.sampling.record import machine, plain_conditions, plain_objective, weights_digest
 from wavemamba.sampling.settings import Settings
@@ -42,11 +44,15 @@ class Sampler:
             `torch.compile` or another module holds.
         objective: path and prediction that it was trained for; None: what `model.trained_for` says.
         autoencoder: decodes latents: an `Autoencoder`, a folder or a hub id; None: what `model.trained_for` says.
+        dtype: what the model computes in while it is sampled: a dtype or its name; "auto": bfloat16 where that is
+            faster, else float32; None: its own. Solvers keep their state in float32 at least. Where it is not the
+            model's own, the model has its weights in this dtype until the pictures are drawn.
         source: where the model comes from, for the record.
         revision: of the source, for the record.
 
     Raises:
-        ConfigError: nobody says what the model was trained for, or the autoencoder has latents of other channels.
+        ConfigError: nobody says what the model was trained for, the autoencoder has latents of other channels, or there
+            is no such dtype.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Sampler:
         objective: Objective | None = None,
         *,
         autoencoder: Autoencoder | str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | str | None = None,
         source: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -86,6 +93,8 @@ class Sampler:
                 f"{chosen.latent_channels}; pass the autoencoder that the model was trained with"
             )
         self.autoencoder = chosen
+        self.wanted_dtype = dtype
+        _ = self.precision  # an unknown name is told now
 
     @classmethod
     def from_pretrained(
@@ -93,7 +102,7 @@ class Sampler:
         folder_or_hub_id: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         autoencoder: Autoencoder | str | os.PathLike[str] | None = None,
         revision: str | None = None,
         objective: Objective | None = None,
@@ -104,7 +113,8 @@ class Sampler:
         Args:
             folder_or_hub_id: what `save_pretrained` wrote, or a repository on the Hugging Face hub.
             device: where to sample; None: the CPU.
-            dtype: of the model; solvers keep their state in float32 at least. None: as it was saved.
+            dtype: of the model, or its name; "auto": bfloat16 where that is faster, else float32; None: as it was
+                saved. Solvers keep their state in float32 at least.
             autoencoder: see `Sampler`.
             revision: commit, tag or branch of the hub's repository; a commit's hash pins what is loaded.
             objective: see `Sampler`.
@@ -114,12 +124,17 @@ class Sampler:
             CheckpointError: a file is missing or damaged.
             ConfigError: see `Sampler`.
         """
-        model = load_pretrained(folder_or_hub_id, dtype=dtype, device=device, revision=revision, **parts)
+        given = None if dtype is None or is_auto(dtype) else named_dtype(dtype)
+        model = load_pretrained(folder_or_hub_id, dtype=given, device=device, revision=revision, **parts)
         if not isinstance(model, DiffusionModel):
             raise ConfigError(
                 f"{os.fspath(folder_or_hub_id)}: expected a diffusion model, got the family {model.family!r}"
             )
-        return cls(model, objective, autoencoder=autoencoder, source=os.fspath(folder_or_hub_id), revision=revision)
+        source = os.fspath(folder_or_hub_id)
+        sampler = cls(model, objective, autoencoder=autoencoder, dtype=dtype, source=source, revision=revision)
+        if dtype is not None:
+            model.to(sampler.dtype)  # for good, as nobody else has it
+        return sampler
 
     @property
     def device(self) -> torch.device:
@@ -127,9 +142,14 @@ class Sampler:
         return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
+    def precision(self) -> Precision:
+        """The dtype that the model computes in, and why."""
+        return choose_precision(self.wanted_dtype, self.model, self.device)
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The model's dtype, and so that of its input."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        """The dtype that the model computes in."""
+        return self.precision.dtype
 
     def latent_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(C, h, w) of what the model draws for pictures of `size`, (H, W) in pixels; None: the model's own size.
@@ -150,7 +170,8 @@ class Sampler:
 
     def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> Tensor:
         """Where the samples of these seeds start: (n, C, h, w)."""
-        return sample_noise((len(seeds), *self.latent_shape(size)), seeds=seeds, device=self.device, dtype=self.dtype)
+        wide = accumulation_dtype(self.dtype)
+        return sample_noise((len(seeds), *self.latent_shape(size)), seeds=seeds, device=self.device, dtype=wide)
 
     def class_ids(self, classes: Classes | None) -> list[int]:
         """Ids of classes that are given by name or id.
@@ -198,14 +219,19 @@ class Sampler:
         check_names(changes, [field.name for field in dataclasses.fields(Settings)], "option of a sampler")
         how = dataclasses.replace(settings or Settings(), **changes)
         ids, numbers = self._pairs(classes, seeds)
-        shape, many = self.latent_shape(size), 1 if how.alone else expect_count("batch_size", batch_size, 1)
-        call, scale = self._guided(how, bool(ids))
+        many = 1 if how.alone else expect_count("batch_size", batch_size, 1)
+        precision = self.precision
+        call, scale = self._guided(how, bool(ids), precision.dtype)
         drawn, evaluations = [], 0
-        with evaluating(self.model), progress_bar(len(numbers), progress) as show:
+        with (
+            evaluating(self.model),
+            converted(self.model, precision.dtype),
+            progress_bar(len(numbers), progress, str(precision) if precision.chosen_here else None) as show,
+        ):
             for start in range(0, len(numbers), many):
                 part = numbers[start : start + many]
                 y = torch.tensor(ids[start : start + many], device=self.device) if ids else None
-                noise = sample_noise((len(part), *shape), seeds=part, device=self.device, dtype=self.dtype)
+                noise = self.noise(part, size)
                 further = {
                     name: value[start : start + many].to(self.device) if _by_row(value, len(numbers)) else value
                     for name, value in (conditions or {}).items()
@@ -234,7 +260,8 @@ class Sampler:
             "class_names": list(names),
             "conditions": plain_conditions(conditions),
             "size": list(images.shape[2:]),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": precision.name,
+            "dtype_reason": precision.reason,
             "evaluations": evaluations,
             **machine(self.device),
         }
@@ -247,16 +274,17 @@ class Sampler:
             raise ConfigError(f"classes: expected {wanted}{known}, got {classes!r}")
         return paired(self.class_ids(classes), seeds)
 
-    def _guided(self, how: Settings, labelled: bool) -> tuple[Any, float]:
+    def _guided(self, how: Settings, labelled: bool, dtype: torch.dtype) -> tuple[Any, float]:
         able = labelled and self.described.null_class is not None
         scale = (1.5 if able else 1.0) if how.guidance is None else float(how.guidance)
+        model = computing_in(self.model, dtype)
         if scale == 1:
-            return self.model, 1.0
+            return model, 1.0
         if not labelled:
             raise ConfigError(f"guidance: expected 1 or None, as the model knows no classes, got {how.guidance}")
         return (
             ClassifierFreeGuidance(
-                self.model,
+                model,
                 scale,
                 interval=how.guidance_interval,
                 schedule=how.guidance_schedule,
