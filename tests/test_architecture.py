@@ -11,7 +11,7 @@ PACKAGE = ROOT / "wavemamba"
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
 _WORDS = ("errors", "checks", "names", "registry", "dtypes", "constants")
-GROUND = (*_WORDS, "files", "locks", "seeds", "sizes", "machine", "version")
+GROUND = (*_WORDS, "files", "locks", "seeds", "sizes", "products", "machine", "version")
 FLOORS = (
     GROUND,  # these may import each other
     ("scans",),

@@ -30,7 +30,8 @@ def test_threads_wait_as_the_load_has_it_and_the_process_starts_anew_once(tmp_pa
     body += "print('begun', flush=True)\nprint(set_up_cpu(restart=True), sys.argv[1:])"
     *begun, last = run(tmp_path, body, "a b", "-c", OMP_NUM_THREADS="2")
     assert begun == ["begun", "begun"]
-    assert last == f"CpuSetup(threads=2, waiting={waiting!r}, keeps_memory=True) ['a b', '-c']"
+    assert last.startswith(f"CpuSetup(threads=2, waiting={waiting!r}, keeps_memory=True, products=")
+    assert last.endswith(" ['a b', '-c']")
 
 
 @pytest.mark.parametrize("variables", [{machine.POLICY: "active"}, {machine.SPINS: "77"}])
@@ -52,6 +53,7 @@ def test_nothing_starts_anew_unless_asked(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("the process started anew"))
     monkeypatch.delenv(machine.SPINS, raising=False)
     monkeypatch.delenv(machine.POLICY, raising=False)
+    monkeypatch.setattr(machine, "mkl_leaves_vectors_idle", lambda: False)
     before = torch.get_num_threads()
     try:
         assert set_up_cpu(2, keep_memory=False) == machine.CpuSetup(2, "as started", False)
@@ -70,8 +72,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 set_up_cpu(1)
-faults()
-print(before, faults())"""
+print(before, [faults() for step in range(4)][-1])"""
     before, after = map(int, run(tmp_path, body)[0].split())
     assert after < before / 10
 

@@ -1,4 +1,5 @@
-"""A process made ready to compute on a CPU: how many threads, how they wait, and the memory that it keeps."""
+"""A process made ready to compute on a CPU: how many threads, how they wait, the memory that it keeps, who multiplies
+its matrices."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 
 from wavemamba.checks import expect_size
+from wavemamba.products import mkl_leaves_vectors_idle, use_onednn
 
 SPINS, POLICY, THREADS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
 _BRIEF = "1000"
@@ -35,11 +37,13 @@ class CpuSetup:
         waiting: how they wait for each other: "spinning" briefly, "sleeping", "as set" by the environment, or
             "as started", where the process could not start anew.
         keeps_memory: whether freed memory stays with the process.
+        products: which library multiplies matrices of float32: the one of PyTorch, or "oneDNN" in its place.
     """
 
     threads: int
     waiting: Waiting
     keeps_memory: bool
+    products: Literal["PyTorch's", "oneDNN"] = "PyTorch's"
 
 
 def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart: bool = False) -> CpuSetup:
@@ -55,7 +59,10 @@ def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart:
       and `OMP_WAIT_POLICY`, when torch is loaded, so that the process has to start anew with the variable set;
       whoever sets one of them is left alone;
     - the memory that glibc hands back: none, so that the next step does not ask for the same pages again. The process
-      then stays as large as it was at its largest.
+      then stays as large as it was at its largest;
+    - who multiplies matrices of float32: oneDNN instead of MKL, for all of PyTorch in this process, where the processor
+      has AVX-512 and is not Intel's. MKL does not use it there, and takes more than twice as long. See
+      `wavemamba.products`.
 
     Results depend on it as they depend on the number of threads: in the order of sums.
 
@@ -80,7 +87,8 @@ def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart:
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     torch.set_num_threads(chosen)
-    return CpuSetup(chosen, waiting, keep_memory and _keep_memory())
+    onednn = mkl_leaves_vectors_idle() and use_onednn()
+    return CpuSetup(chosen, waiting, keep_memory and _keep_memory(), "oneDNN" if onednn else "PyTorch's")
 
 
 def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:

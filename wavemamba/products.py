@@ -1,0 +1,120 @@
+"""Matrix products of float32 on a processor whose vectors MKL does not use.
+
+PyTorch computes them by MKL, which uses AVX-512 on Intel's processors alone: on AMD's it stays below half of what they
+can do. oneDNN, which is part of PyTorch as well and computes its 16-bit products, knows no such difference.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LEAST = 2**20
+"""Multiplications from which the call that is added, 1.5 µs, does not show."""
+_library: torch.library.Library | None = None
+
+
+def mkl_leaves_vectors_idle(cpus: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor has AVX-512 and is not Intel's, and PyTorch has both libraries."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    try:
+        about = cpus.read_text()
+    except OSError:
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in about
+
+
+def use_onednn() -> bool:
+    """Let oneDNN compute this process's products of float32 matrices on the CPU, `torch.mm` and `torch.addmm`.
+
+    All of PyTorch computes them so from then on, gradients too; in float32, with sums in another order. Returns whether
+    it does: not where the two libraries disagree.
+    """
+    global _library
+    if _library is None and _agrees():
+        library = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*[Oo]verrid")
+            for name, compute in (("mm", _mm), ("mm.out", _mm), ("addmm", _addmm), ("addmm.out", _addmm)):
+                original = torch.library.get_kernel(f"aten::{name}", "CPU")
+                library.impl(name, functools.partial(compute, original), "CPU", with_keyset=True)
+        _library = library
+    return _library is not None
+
+
+def use_mkl() -> None:
+    """Undo `use_onednn`."""
+    global _library
+    if _library is not None:
+        _library._destroy()
+        _library = None
+
+
+def _mm(original: Any, keys: Any, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    if _worth_it(a, b) and (out is None or _takes(out, a, b)):
+        return _given(_product(a, b, None), out)
+    result: Tensor = original.call_boxed(keys, a, b, **({} if out is None else {"out": out}))
+    return result
+
+
+def _addmm(
+    original: Any,
+    keys: Any,
+    bias: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: Tensor | None = None,
+) -> Tensor:
+    plain = beta == alpha == 1 and bias.dtype is torch.float32 and bias.shape == b.shape[1:] and bias.is_contiguous()
+    if plain and _worth_it(a, b) and (out is None or _takes(out, a, b)):
+        return _given(_product(a, b, bias), out)
+    result: Tensor = original.call_boxed(
+        keys, bias, a, b, beta=beta, alpha=alpha, **({} if out is None else {"out": out})
+    )
+    return result
+
+
+def _worth_it(a: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN computes it, and faster: matrices that fit, the second one dense as it is or transposed."""
+    return (
+        a.dtype is torch.float32
+        and b.dtype is torch.float32
+        and a.dim() == 2 == b.dim()
+        and a.shape[1] == b.shape[0]
+        and a.shape[0] * b.numel() >= _LEAST
+        and (b.is_contiguous() or b.t().is_contiguous())
+    )
+
+
+def _takes(out: Tensor, a: Tensor, b: Tensor) -> bool:
+    return out.dtype is torch.float32 and out.shape == (a.shape[0], b.shape[1])
+
+
+def _given(product: Tensor, out: Tensor | None) -> Tensor:
+    return product if out is None else out.copy_(product)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    # The op that PyTorch's own compiler computes Linear layers with: x @ weight.t() + bias, the weight as it is.
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return result
+
+
+def _agrees() -> bool:
+    """Whether this PyTorch has oneDNN's product, and it is the product."""
+    with torch.inference_mode():
+        a, b = (torch.arange(12, dtype=torch.float32, device="cpu").view(shape) for shape in ((3, 4), (4, 3)))
+        bias = torch.ones(3, dtype=torch.float32, device="cpu")
+        try:
+            return torch.equal(_product(a, b, bias), torch.addmm(bias, a, b))
+        except (AttributeError, RuntimeError):
+            return False
