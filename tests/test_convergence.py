@@ -258,6 +258,9 @@ def test_the_page_shows_what_is_measured_and_says_what_is_missing(tmp_path):
     costs = {"mnist": {name: {"seconds": 0.5, "GFLOP": 3.0} for name in ("DiMSUM", "DiT")}}
     text = report.page(results, costs)
     assert "DiMSUM reaches" in text
+    assert "more diverged" not in text
+    last = final_runs(ROWS[0], results)[-1].key
+    assert "| 2 (1 more diverged) |" in report.page({**results, last: results[last] | {"diverged": "NaN"}}, costs)
     assert "1.00 times fewer (between 1.00 and 1.00)" in text
     assert text.count("0 of 3 |") == len(ROWS) - 3
     report.draw(results, costs, tmp_path)

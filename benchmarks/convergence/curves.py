@@ -31,6 +31,13 @@ class Measured:
     row: Row
     rate: float
     runs: tuple[Mapping[str, Any], ...]
+    diverged: int = 0
+    """Seeds whose numbers did not stay finite: they are not among the runs."""
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds are measured."""
+        return f"{len(self.runs)} ({self.diverged} more diverged)" if self.diverged else str(len(self.runs))
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -51,7 +58,7 @@ def measured(row: Row, results: Mapping[str, Mapping[str, Any]]) -> Measured | N
     wanted = final_runs(row, results)
     runs = tuple(results[run.key] for run in wanted if run.key in results and is_done(run, results))
     whole = tuple(run for run in runs if "diverged" not in run)
-    return Measured(row, wanted[0].rate, whole) if whole else None
+    return Measured(row, wanted[0].rate, whole, len(runs) - len(whole)) if whole else None
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -126,7 +126,7 @@ def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
         scores = [_shown(runs.end(score)) for score in ("frechet", "precision", "recall", "read_as_asked")]
         more = [_shown(runs.end("held_out_loss"), 3), _shown(runs.end("nearest_training_picture"))]
         of = runs.runs[0]
-        rows.append([runs.row.name, f"{of['parameters']:,}", f"{runs.rate:g}", str(len(runs.runs)), *scores, *more])
+        rows.append([runs.row.name, f"{of['parameters']:,}", f"{runs.rate:g}", runs.seeds, *scores, *more])
     train, reference = real["training_pictures"], real["reference"]
     own = [f"{train[score]:.2f}" for score in ("frechet", "precision", "recall", "read_as_asked")]
     rows.append(["real pictures", "", "", "", *own, "", f"{reference['nearest_training_picture']:.2f}"])
@@ -193,7 +193,7 @@ def _variants(results: Results, costs: Mapping[str, Mapping[str, float]]) -> lis
         cost = costs.get(runs.row.name)
         seconds = "" if cost is None else f"{cost['seconds']:.3f}"
         count, loss = f"{runs.runs[0]['parameters']:,}", _shown(runs.end("held_out_loss"), 3)
-        rows.append([runs.row.name, count, str(len(runs.runs)), _shown(runs.end("frechet")), ratio, loss, seconds])
+        rows.append([runs.row.name, count, runs.seeds, _shown(runs.end("frechet")), ratio, loss, seconds])
     return [
         f"## Variants of {BASE} on {DATA[ABLATED]}",
         f"Each differs from {BASE} above in what its name says, and is trained at the same learning rate with the same "
