@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.errors import ConfigError
+from wavemamba.ops.fused import gated_gelu
 
 
 class Mlp(nn.Module):
@@ -46,8 +47,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C)."""
-        a, b = self.fc1(x).chunk(2, dim=-1)
-        y: Tensor = self.fc2(F.gelu(a, approximate="tanh") * b)
+        y: Tensor = self.fc2(gated_gelu(self.fc1(x)))
         return y
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wavemamba.ops.fused import scale_and_add_rows, scale_and_shift
 
 
 class Modulation(NamedTuple):
@@ -15,11 +16,6 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
-
-
-def over_tokens(vector: Tensor, like: Tensor) -> Tensor:
-    """View a (B, C) vector so that it broadcasts over the token axes of `like`, (B, ..., C)."""
-    return vector.view(vector.shape[0], *(1 for _ in range(like.dim() - 2)), vector.shape[-1])
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -33,7 +29,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (B, ..., C).
     """
-    return torch.addcmul(over_tokens(shift, x), x, over_tokens(1 + scale, x))
+    return scale_and_shift(x, scale, shift)
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
@@ -47,7 +43,7 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
     Returns:
         (B, ..., C).
     """
-    return x + update if gate is None else torch.addcmul(x, over_tokens(gate, x), update)
+    return x + update if gate is None else scale_and_add_rows(update, gate, x)
 
 
 class AdaLN(nn.Module):

@@ -12,6 +12,7 @@ from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
 from wavemamba.layers.part_checks import expect_part
 from wavemamba.names import choose
+from wavemamba.ops.fused import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -31,7 +32,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalise (..., C); the result has the dtype of `x`, or `dtype`."""
         wide = accumulation_dtype(x.dtype)
-        y = F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
+        y = rms_norm(x.to(wide), self.weight.to(wide), self.eps)
         return y.to(dtype or x.dtype)
 
     def reset_parameters(self) -> None:

@@ -1,0 +1,178 @@
+"""What the numba kernels of the fused functions are given, and what they return; see `wavemamba.ops.fused`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from wavemamba.ops.cpu.runtime import launch, sum_slices
+from wavemamba.ops.cpu.tensors import address, contiguous, empty_rows, float_rows, rows
+from wavemamba.ops.fused import numba_rows as kernels
+
+_NUMBERS_A_RUN = 8192
+"""Of a work item: enough to be worth a turn, few enough for the first-level cache."""
+_SHARES = 64
+"""Items at most where each leaves a share of a sum."""
+
+
+def _lines(x: Tensor) -> Tensor:
+    """(..., C) as (1, R, C) with dense rows, copied only if need be."""
+    return float_rows(x.reshape(1, -1, x.shape[-1]))
+
+
+def _samples(x: Tensor) -> Tensor:
+    """(B, ..., C) as (B, T, C) with dense rows, copied only if need be."""
+    return float_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
+
+
+def _run(rows_: int, width: int, most: int | None = None) -> int:
+    """How many rows a work item has."""
+    run = max(1, _NUMBERS_A_RUN // width)
+    return run if most is None else max(run, -(-rows_ // most))
+
+
+def _all_rows(vector: Tensor) -> tuple[int, int, int]:
+    """A vector a sample, (B, C), as the rows of every token."""
+    place, batch, _ = rows(vector.unsqueeze(1))
+    return place, batch, 0
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The norm, and what every row was multiplied by."""
+    lines, weight = _lines(x), contiguous(weight)
+    _, count, width = lines.shape
+    y, scales, run = empty_rows(x.shape), empty_rows((count,)), _run(count, width)
+    job = kernels.NORM.fill(
+        -(-count // run),
+        rows=count,
+        run=run,
+        width=width,
+        eps=eps,
+        x=rows(lines),
+        weight=address(weight),
+        y=rows(y.view(1, count, width)),
+        scales=address(scales),
+    )
+    launch(kernels.rms_norm, job)
+    return y, (scales,)
+
+
+def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, scales: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x and weight."""
+    flowing, lines, weight = _lines(g), _lines(x), contiguous(weight)
+    _, count, width = lines.shape
+    run = _run(count, width, _SHARES)
+    items = -(-count // run)
+    dx, dweight = empty_rows(x.shape), empty_rows((items, width))
+    job = kernels.NORM_BACKWARD.fill(
+        items,
+        rows=count,
+        run=run,
+        width=width,
+        g=rows(flowing),
+        x=rows(lines),
+        weight=address(weight),
+        scales=address(scales),
+        dx=rows(dx.view(1, count, width)),
+        dweight=address(dweight),
+    )
+    launch(kernels.rms_norm_backward, job)
+    return dx, sum_slices(dweight), None
+
+
+def gated_gelu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One half through GELU, times the other."""
+    lines = _lines(x)
+    count, width = lines.shape[1], lines.shape[2] // 2
+    y, run = empty_rows((*x.shape[:-1], width)), _run(count, width)
+    y_rows = rows(y.view(1, count, width))
+    launch(
+        kernels.gated_gelu,
+        kernels.GELU.fill(-(-count // run), rows=count, run=run, width=width, x=rows(lines), y=y_rows),
+    )
+    return y, ()
+
+
+def gated_gelu_backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradient of x."""
+    flowing, lines = _lines(g), _lines(x)
+    count, width = lines.shape[1], lines.shape[2] // 2
+    dx, run = empty_rows(x.shape), _run(count, width)
+    job = kernels.GELU_BACKWARD.fill(
+        -(-count // run),
+        rows=count,
+        run=run,
+        width=width,
+        g=rows(flowing),
+        x=rows(lines),
+        dx=rows(dx.view(1, count, 2 * width)),
+    )
+    launch(kernels.gated_gelu_backward, job)
+    return (dx,)
+
+
+def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`x * (1 + scale) + shift`."""
+    shift = float_rows(shift)
+    return _scale(x, scale, _all_rows(shift), 1.0), ()
+
+
+def scale_and_shift_backward(g: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of all three."""
+    return _scale_backward(g, x, scale, one=1.0, shifts=True)
+
+
+def scale_and_add_rows(x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`x * scale + base`."""
+    base = _samples(base)
+    return _scale(x, scale, rows(base), 0.0), ()
+
+
+def scale_and_add_rows_backward(g: Tensor, x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of all three; that of the base is `g` itself."""
+    dx, dscale, _ = _scale_backward(g, x, scale, one=0.0, shifts=False)
+    return dx, dscale, g
+
+
+def _runs(x: Tensor) -> dict[str, Any]:
+    """How (B, T, C) is divided."""
+    _, count, width = x.shape
+    run = _run(count, width)
+    return {"rows": count, "run": run, "width": width, "runs": -(-count // run)}
+
+
+def _scale(x: Tensor, scale: Tensor, base: tuple[int, int, int], one: float) -> Tensor:
+    lines, scale = _samples(x), float_rows(scale)
+    y, runs = empty_rows(x.shape), _runs(lines)
+    job = kernels.SCALE.fill(
+        x.shape[0] * runs["runs"],
+        **runs,
+        one=one,
+        x=rows(lines),
+        scale=_all_rows(scale),
+        base=base,
+        y=rows(y.view(lines.shape)),
+    )
+    launch(kernels.scale_rows, job)
+    return y
+
+
+def _scale_backward(g: Tensor, x: Tensor, scale: Tensor, *, one: float, shifts: bool) -> tuple[Tensor | None, ...]:
+    flowing, lines, scale = _samples(g), _samples(x), float_rows(scale)
+    runs = _runs(lines)
+    dx, dscale = empty_rows(x.shape), empty_rows((runs["runs"], *scale.shape))
+    dshift = empty_rows(dscale.shape) if shifts else None
+    job = kernels.SCALE_BACKWARD.fill(
+        x.shape[0] * runs["runs"],
+        **runs,
+        one=one,
+        g=rows(flowing),
+        x=rows(lines),
+        scale=_all_rows(scale),
+        dx=rows(dx.view(lines.shape)),
+        dscale=address(dscale),
+        dshift=address(dshift),
+    )
+    launch(kernels.scale_rows_backward, job)
+    return dx, sum_slices(dscale), None if dshift is None else sum_slices(dshift)

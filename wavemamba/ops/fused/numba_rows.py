@@ -1,0 +1,258 @@
+"""The numba loops of norms, modulations and gates: rows of channels, channels in vector lanes.
+
+A work item is a run of rows. Gradients of what all rows of an item share are summed there; the items' sums are added
+afterwards, in the same order for any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba.np.numpy_support import carray
+
+from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
+from wavemamba.ops.cpu.math import sigmoid
+from wavemamba.ops.cpu.memory import aligned, load_some, row_address, store_some
+from wavemamba.ops.cpu.simd import (
+    LANES,
+    VECTOR_BYTES,
+    get_float,
+    inline,
+    load,
+    put_float,
+    splat,
+    store,
+    sum_half,
+)
+
+_RUN = dict.fromkeys(("rows", "run", "width"), np.int64)
+NORM = Job(**_RUN, eps=np.float64, x=ROWS, weight=np.int64, y=ROWS, scales=np.int64)
+NORM_BACKWARD = Job(**_RUN, g=ROWS, x=ROWS, weight=np.int64, scales=np.int64, dx=ROWS, dweight=np.int64)
+GELU = Job(**_RUN, x=ROWS, y=ROWS)
+GELU_BACKWARD = Job(**_RUN, g=ROWS, x=ROWS, dx=ROWS)
+SCALE = Job(**_RUN, runs=np.int64, one=np.float64, x=ROWS, scale=ROWS, base=ROWS, y=ROWS)
+SCALE_BACKWARD = Job(
+    **_RUN, runs=np.int64, one=np.float64, g=ROWS, x=ROWS, scale=ROWS, dx=ROWS, dscale=np.int64, dshift=np.int64
+)
+
+
+@inline
+def _sum(value):  # type: ignore[no-untyped-def]  # numba infers
+    return sum_half(value, 0) + sum_half(value, 1)
+
+
+@kernel(NORM)
+def rms_norm(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Norm rows; `scales` gets what each one was multiplied by."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    scratch = allocate(2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    spare = aligned(scratch)
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
+            source, target = row_address(job.x, 0, row), row_address(job.y, 0, row)
+            squares = splat(0.0)
+            for j in range(0, width, LANES):
+                x = load_some(source + 4 * j, width - j, spare)
+                squares = squares + x * x
+            factor = np.float32(1.0 / math.sqrt(_sum(squares) / width + job.eps))
+            put_float(job.scales + 4 * row, factor)
+            for j in range(0, width, LANES):
+                y = load_some(source + 4 * j, width - j, spare) * splat(factor)
+                store_some(target + 4 * j, y * load_some(job.weight + 4 * j, width - j, spare), width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
+
+
+@kernel(NORM_BACKWARD)
+def rms_norm_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Gradients; `dweight` (items, C) is one item's share each."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    padded = VECTOR_BYTES * ((width + LANES - 1) // LANES)
+    scratch = allocate(padded + 2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    shares = aligned(scratch)
+    spare = shares + padded
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        for at in range(shares, shares + padded, VECTOR_BYTES):
+            store(at, splat(0.0))
+        for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
+            source, flowing = row_address(job.x, 0, row), row_address(job.g, 0, row)
+            factor = get_float(job.scales + 4 * row)
+            products = splat(0.0)
+            for j in range(0, width, LANES):
+                gx = load_some(flowing + 4 * j, width - j, spare) * load_some(source + 4 * j, width - j, spare)
+                store(shares + 4 * j, load(shares + 4 * j) + gx * splat(factor))
+                products = products + gx * load_some(job.weight + 4 * j, width - j, spare)
+            # factor**2 first: the mean of products is as small as factor is large.
+            back = np.float32(factor * factor * (_sum(products) / width))
+            target = row_address(job.dx, 0, row)
+            for j in range(0, width, LANES):
+                gw = load_some(flowing + 4 * j, width - j, spare) * load_some(job.weight + 4 * j, width - j, spare)
+                x = load_some(source + 4 * j, width - j, spare)
+                store_some(target + 4 * j, splat(factor) * (gw - x * splat(back)), width - j, spare)
+        for j in range(0, width, LANES):
+            store_some(job.dweight + 4 * (item * width + j), load(shares + 4 * j), width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
+
+
+_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
+_CUBE = 0.044715
+
+
+@inline
+def _share(a):  # type: ignore[no-untyped-def]  # numba infers
+    """GELU_tanh(a) / a, which is `sigmoid(2 sqrt(2 / pi) (a + 0.044715 a**3))`."""
+    return sigmoid(splat(_SLOPE) * a * (splat(1.0) + splat(_CUBE) * a * a))
+
+
+@kernel(GELU)
+def gated_gelu(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """`width` is that of a half."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    scratch = allocate(2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    spare = aligned(scratch)
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
+            source, target = row_address(job.x, 0, row), row_address(job.y, 0, row)
+            for j in range(0, width, LANES):
+                a = load_some(source + 4 * j, width - j, spare)
+                b = load_some(source + 4 * (width + j), width - j, spare)
+                store_some(target + 4 * j, a * _share(a) * b, width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
+
+
+@kernel(GELU_BACKWARD)
+def gated_gelu_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Both halves of the gradient, side by side."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    scratch = allocate(2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    spare = aligned(scratch)
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
+            source, flowing, target = (
+                row_address(job.x, 0, row),
+                row_address(job.g, 0, row),
+                row_address(job.dx, 0, row),
+            )
+            for j in range(0, width, LANES):
+                a = load_some(source + 4 * j, width - j, spare)
+                b = load_some(source + 4 * (width + j), width - j, spare)
+                g = load_some(flowing + 4 * j, width - j, spare)
+                share = _share(a)
+                # What is zero first: the other factors may be infinite together.
+                bend = share * (splat(1.0) - share) * (splat(_SLOPE) * a)
+                slope = share + bend * (splat(1.0) + splat(3.0 * _CUBE) * a * a)
+                store_some(target + 4 * j, g * b * slope, width - j, spare)
+                store_some(target + 4 * (width + j), g * a * share, width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
+
+
+@kernel(SCALE)
+def scale_rows(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """`x * (one + scale) + base`; a vector a sample is rows that lie in one place. `runs` are those of a sample."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    scratch = allocate(2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    spare = aligned(scratch)
+    one = splat(job.one)
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        b = item // job.runs
+        first = item % job.runs * job.run
+        scale = row_address(job.scale, b, 0)
+        for row in range(first, min(first + job.run, job.rows)):
+            source, base, target = row_address(job.x, b, row), row_address(job.base, b, row), row_address(job.y, b, row)
+            for j in range(0, width, LANES):
+                factor = one + load_some(scale + 4 * j, width - j, spare)
+                x = load_some(source + 4 * j, width - j, spare)
+                store_some(target + 4 * j, x * factor + load_some(base + 4 * j, width - j, spare), width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
+
+
+@kernel(SCALE_BACKWARD)
+def scale_rows_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+    """Gradients; `dscale` and, where it is wanted, `dshift` (runs, B, C) are one run's share each."""
+    jobs = carray(pointer, 1)
+    job = jobs[0]
+    width = job.width
+    padded = VECTOR_BYTES * ((width + LANES - 1) // LANES)
+    scratch = allocate(2 * padded + 2 * VECTOR_BYTES)
+    if scratch == 0:
+        return
+    scales = aligned(scratch)
+    shifts = scales + padded
+    spare = shifts + padded
+    one = splat(job.one)
+    samples = job.count // job.runs
+    done = 0
+    while True:
+        item = take_item(jobs.ctypes.data)
+        if item >= job.count:
+            break
+        b = item // job.runs
+        first = item % job.runs * job.run
+        scale = row_address(job.scale, b, 0)
+        for at in range(scales, scales + 2 * padded, VECTOR_BYTES):
+            store(at, splat(0.0))
+        for row in range(first, min(first + job.run, job.rows)):
+            source, flowing, target = (
+                row_address(job.x, b, row),
+                row_address(job.g, b, row),
+                row_address(job.dx, b, row),
+            )
+            for j in range(0, width, LANES):
+                factor = one + load_some(scale + 4 * j, width - j, spare)
+                g = load_some(flowing + 4 * j, width - j, spare)
+                x = load_some(source + 4 * j, width - j, spare)
+                store(scales + 4 * j, load(scales + 4 * j) + g * x)
+                store(shifts + 4 * j, load(shifts + 4 * j) + g)
+                store_some(target + 4 * j, g * factor, width - j, spare)
+        place = 4 * (item % job.runs * samples + b) * width
+        for j in range(0, width, LANES):
+            store_some(job.dscale + place + 4 * j, load(scales + 4 * j), width - j, spare)
+            if job.dshift != 0:
+                store_some(job.dshift + place + 4 * j, load(shifts + 4 * j), width - j, spare)
+        done += 1
+    finish(jobs.ctypes.data, done, scratch)
