@@ -104,7 +104,7 @@ def test_export_as_the_first_thing_that_a_process_does():
     code = (
         f"import torch, wavemamba; block, x = wavemamba.DiMSUMBlock({DIM}), torch.randn(2, 6, 5, {DIM});"
         "program = torch.export.export(block, (x,)).module();"
-        "print(torch.equal(program(x)[0], block(x)[0]))"
+        "print(torch.allclose(program(x)[0], block(x)[0], rtol=1e-5, atol=1e-5))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "True", result.stderr

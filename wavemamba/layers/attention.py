@@ -13,10 +13,14 @@ from wavemamba.checks import expect_size
 from wavemamba.dtypes import accumulation_dtype, autocast_off
 from wavemamba.errors import ConfigError
 from wavemamba.layers.part_checks import expect_part, expect_result
+from wavemamba.ops.fused import Fused
 from wavemamba.sizes import cut, holds_always
 
 AttentionKind = Literal["full", "window", "linear_attention"]
 _NARROW = 64
+"""Of the width of a head."""
+_MOST_KEYS = 4096
+"""Of the kernel: so many scores of a vector of queries stay in the second-level cache."""
 _LEAST_EXPONENT = -14.0
 
 
@@ -36,8 +40,31 @@ def attend(
     Returns:
         (B, L, C).
     """
+    if _trains_faster_in_float32(q, q.shape[-1] // num_heads):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), num_heads, mask=mask, causal=causal).to(q.dtype)
+    return (
+        _attend_to_all(q, k, v, num_heads) if mask is None and not causal else _attend(q, k, v, num_heads, mask, causal)
+    )
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     q, k, v = (_heads(t, num_heads) for t in (q, k, v))
-    return _softmax_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def _suits_the_kernel(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> bool:
+    if torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled():  # another way was chosen
+        return False
+    if not (q.dim() == k.dim() == 3 and k.shape == v.shape and q.shape[::2] == k.shape[::2]):
+        return False
+    fits = q.shape[2] % num_heads == 0 and q.shape[2] // num_heads <= _NARROW and k.shape[1] <= _MOST_KEYS
+    return fits and q.shape[0] * num_heads >= torch.get_num_threads()
+
+
+_attend_to_all = Fused(_attend, "attention", _suits_the_kernel)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -45,17 +72,17 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Of (..., heads, L, d) each, with a mask (..., L, L) of the keys that each query sees, at least one."""
-    if _trains_faster_in_float32(q):
+    if _trains_faster_in_float32(q, q.shape[-1]):
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
-def _trains_faster_in_float32(q: Tensor) -> bool:
+def _trains_faster_in_float32(q: Tensor, width: int) -> bool:
     """Whether PyTorch's backward pass on the CPU, slow for narrow 16-bit heads, loses more than copies cost."""
-    narrow = q.shape[-1] <= _NARROW and q.dtype in (torch.bfloat16, torch.float16)
+    narrow = width <= _NARROW and q.dtype in (torch.bfloat16, torch.float16)
     return narrow and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
 
 

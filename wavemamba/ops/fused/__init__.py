@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wavemamba.ops.fused.function import Fused
 
-__all__ = ["gated_gelu", "rms_norm", "scale_and_add_rows", "scale_and_shift"]
+__all__ = ["Fused", "gated_gelu", "rms_norm", "scale_and_add_rows", "scale_and_shift"]
 
 
 def _over_tokens(vector: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wavemamba.ops.cpu.runtime import launch, sum_slices
 from wavemamba.ops.cpu.tensors import address, contiguous, empty_rows, float_rows, rows
+from wavemamba.ops.fused import numba_attention as attention_kernels
 from wavemamba.ops.fused import numba_rows as kernels
 
 _NUMBERS_A_RUN = 8192
@@ -176,3 +177,42 @@ def _scale_backward(g: Tensor, x: Tensor, scale: Tensor, *, one: float, shifts: 
     )
     launch(kernels.scale_rows_backward, job)
     return dx, sum_slices(dscale), None if dshift is None else sum_slices(dshift)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The result, the logarithms of the sums of powers, and the result again, which the gradient reads."""
+    q, k, v = (float_rows(t) for t in (q, k, v))
+    y, logs = empty_rows(q.shape), empty_rows((q.shape[0], num_heads, q.shape[1]))
+    job = attention_kernels.ATTENTION.fill(
+        q.shape[0] * num_heads,
+        **_attention_sizes(q, k, num_heads),
+        q=rows(q),
+        k=rows(k),
+        v=rows(v),
+        y=rows(y),
+        logs=address(logs),
+    )
+    launch(attention_kernels.attention, job)
+    return y, (y, logs)
+
+
+def attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, num_heads: int, y: Tensor, logs: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of queries, keys and values."""
+    g, q, k, v = (float_rows(t) for t in (g, q, k, v))
+    dq, dk, dv = (empty_rows(t.shape) for t in (q, k, v))
+    tensors = {"q": q, "k": k, "v": v, "y": y, "g": g, "dq": dq, "dk": dk, "dv": dv}
+    job = attention_kernels.ATTENTION_BACKWARD.fill(
+        q.shape[0] * num_heads,
+        **_attention_sizes(q, k, num_heads),
+        **{name: rows(tensor) for name, tensor in tensors.items()},
+        logs=address(logs),
+    )
+    launch(attention_kernels.attention_backward, job)
+    return dq, dk, dv, None
+
+
+def _attention_sizes(q: Tensor, k: Tensor, num_heads: int) -> dict[str, Any]:
+    width = q.shape[2] // num_heads
+    return {"heads": num_heads, "queries": q.shape[1], "keys": k.shape[1], "width": width, "scale": width**-0.5}
