@@ -82,7 +82,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
 
 def _trains_faster_in_float32(q: Tensor, width: int) -> bool:
     """Whether PyTorch's backward pass on the CPU, slow for narrow 16-bit heads, loses more than copies cost."""
-    narrow = width <= _NARROW and q.dtype in (torch.bfloat16, torch.float16)
+    narrow = q.dtype in (torch.bfloat16, torch.float16) and width <= _NARROW
     return narrow and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
 
 
