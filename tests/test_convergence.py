@@ -141,7 +141,8 @@ def test_seeds_come_after_the_rate_and_variants_after_their_rival():
     assert [(run.rate, run.seed, run.steps) for run in next_runs(base, results)] == [
         (FIRST_RATES[1], seed, FULL.steps) for seed in SEEDS
     ]
-    assert {run.rate for run in next_runs(variant, results)} == {FIRST_RATES[1]}
+    assert {run.rate for run in next_runs(longer, results)} == {FIRST_RATES[1]}
+    assert {run.rate for run in next_runs(variant, results)} == {FIRST_RATES[0]}
     assert {run.steps for run in next_runs(longer, results)} == {FULL.steps * longer.length}
     for run in next_runs(base, results):
         results |= outcome(run, 0.0 if run.seed == SEEDS[0] else 1.0)
@@ -203,8 +204,15 @@ def test_a_lead_is_the_ratio_of_steps_with_its_interval():
     found = lead(runs(1.0), theirs, 2**-2.2)
     logs = [math.log(2 * factor) for factor in own.values()]
     mean, half = sum(logs) / 3, stats.t.ppf(0.975, 2) * stats.sem(logs)
-    assert found == pytest.approx((math.exp(mean), math.exp(mean - half), math.exp(mean + half), 3))
-    assert lead(runs(1.0), theirs, 2**-20.0) is None
+    assert found.ratio == pytest.approx((math.exp(mean), math.exp(mean - half), math.exp(mean + half), 3))
+    assert not found.at_least
+    assert lead(runs(1.0), theirs, 2**-20.0) is None, "ours does not get there"
+    assert lead(theirs, runs(1.0), 2**-0.6) is None, "theirs is there before it is judged"
+    far = lead(runs(3.0), theirs, 2**-8.0)
+    assert far.at_least, "theirs does not get there"
+    steps = [8 / (3 * factor) for factor in own.values()]
+    assert far.ratio.mean == pytest.approx(9 / math.prod(steps) ** (1 / 3))
+    assert lead(runs(3.0), theirs, 2**-2.2).at_least, "ours is there before it is judged"
     assert interval([3.0]) == (3.0, -math.inf, math.inf, 1)
 
 
@@ -250,19 +258,19 @@ def test_the_page_shows_what_is_measured_and_says_what_is_missing(tmp_path):
     assert "| DiMSUM | 0.847 | 0.500 | 0.847 | 1.193 |" in text, "learning rates are shown before any seed is"
     assert "read as asked" not in text
 
-    for row in ROWS[:2] + tuple(row for row in ROWS if row.group == "variants")[:1]:
+    measured = ROWS[:2] + tuple(row for row in ROWS if row.group == "variants")[:2]
+    for row in measured:
         while runs := next_runs(row, results):
             for run in runs:
                 measure(run)
         assert len(final_runs(row, results)) == 3
     costs = {"mnist": {name: {"seconds": 0.5, "GFLOP": 3.0} for name in ("DiMSUM", "DiT")}}
     text = report.page(results, costs)
-    assert "DiMSUM reaches" in text
+    assert "DiT takes 1.00 times the steps of DiMSUM (between 1.00 and 1.00), 1.00 times its seconds" in text
     assert "more diverged" not in text
     last = final_runs(ROWS[0], results)[-1].key
     assert "| 2 (1 more diverged) |" in report.page({**results, last: results[last] | {"diverged": "NaN"}}, costs)
-    assert "1.00 times fewer (between 1.00 and 1.00)" in text
-    assert text.count("0 of 3 |") == len(ROWS) - 3
+    assert text.count("0 of 3 |") == len(ROWS) - len(measured)
     report.draw(results, costs, tmp_path)
     shown = [line.split("(images/")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(shown) == 3

@@ -57,8 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     wavemamba.set_up_cpu(1)
     warm_up()
-    # The path and the length of a run cost nothing a step.
-    rows = [row for row in ROWS if (row.path, row.length) == ("gvp", 1) and fnmatchcase(row.key, options.only)]
+    # What is asked is the cost of a step, whatever the path, the length and the learning rate of the runs.
+    rows = list({(row.data, row.name): row for row in ROWS if fnmatchcase(row.key, options.only)}.values())
     steps = {row.key: step_of(row, options.batch_size, 1e-4) for row in rows}
     flops = {}
     for key, (step, _) in steps.items():

@@ -24,6 +24,14 @@ class Interval(NamedTuple):
     count: int
 
 
+class Lead(NamedTuple):
+    """A ratio of steps over seeds."""
+
+    ratio: Interval
+    at_least: bool
+    """Not all of the steps are known: it is larger."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """The runs of a row at its learning rate, one a seed."""
@@ -89,14 +97,25 @@ def steps_to(curve: Sequence[Mapping[str, float]], distance: float) -> float | N
     return None
 
 
-def lead(ours: Measured, theirs: Measured, distance: float) -> Interval | None:
-    """How many times more steps theirs take to a distance than ours; None: not every seed of both gets there."""
-    pairs = [
-        (steps_to(own["curve"], distance), steps_to(other["curve"], distance)) for own, other in by_seed(ours, theirs)
-    ]
-    if not pairs or any(None in pair for pair in pairs):
-        return None
-    return ratio_interval([other / own for own, other in pairs])
+def lead(ours: Measured, theirs: Measured, distance: float) -> Lead | None:
+    """How many times more steps theirs take to a distance than ours; None: not every seed of ours gets there.
+
+    Where a run of theirs does not get there, or one of ours had got there before it was judged first, the ratio is at
+    least what the steps say that are known.
+    """
+    ratios, at_least = [], False
+    for own, other in by_seed(ours, theirs):
+        steps = [steps_to(curve, distance) for curve in (own["curve"], other["curve"])]
+        if steps[0] is None:
+            if own["curve"][0]["frechet"] > distance:
+                return None
+            steps[0], at_least = own["curve"][0]["step"], True
+        if steps[1] is None:
+            if other["curve"][0]["frechet"] <= distance:
+                return None
+            steps[1], at_least = other["curve"][-1]["step"], True
+        ratios.append(steps[1] / steps[0])
+    return Lead(ratio_interval(ratios), at_least) if ratios else None
 
 
 def by_seed(ours: Measured, theirs: Measured) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

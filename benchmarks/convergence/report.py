@@ -13,9 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from curves import CONFIDENCE, Interval, Measured, by_seed, interval, lead, measured, ratio_interval
+from curves import CONFIDENCE, Interval, Lead, Measured, by_seed, interval, lead, measured, ratio_interval
 from judge import JUDGES
-from table import ABLATED, FULL, LADDER, QUESTIONS, ROWS, SEEDS, Row, final_runs, is_done, rates_tried, read_results
+from table import (
+    ABLATED,
+    FULL,
+    LADDER,
+    QUESTIONS,
+    RIVALS,
+    ROWS,
+    SEEDS,
+    Row,
+    final_runs,
+    is_done,
+    rates_tried,
+    read_results,
+)
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -27,7 +40,7 @@ DATA = {
     "crops": "crops of photographs, 32 x 32 RGB",
 }
 WORTH_WHILE = 0.95  # of the seconds a step: what saves less is no reason to leave the paper's choice
-SHARES = (1 / 2, 2 / 3, 5 / 6)  # of the rival's run: the distances it has there are those that are timed
+SHARES = (1 / 2, 2 / 3, 5 / 6)  # of a run: what the base has reached there are the distances that are timed
 
 INTRODUCTION = """
 # What converges faster
@@ -139,11 +152,12 @@ def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
 
 
 def _leads(found: Sequence[Measured], costs: Mapping[str, Mapping[str, float]]) -> str:
-    rival = next((runs for runs in found if runs.row.name == RIVAL), None)
-    others = [runs for runs in found if runs.row.name != RIVAL]
-    if rival is None or not others:
+    names = {runs.row.name: runs for runs in found}
+    if not {BASE, RIVAL} <= names.keys():
         return ""
-    distances = _distances(rival)
+    rival, others = names[RIVAL], [runs for runs in found if runs.row.name != RIVAL]
+    moments = [round(share * FULL.steps) for share in SHARES]
+    distances = [interval(names[BASE].at(moment, "frechet")).mean for moment in moments]
     rows = [["", *(f"to {distance:.2f}" for distance in distances), "seconds a step", "GFLOP a step"]]
     for runs in [rival, *others]:
         cells = ["1" if runs is rival else _lead(lead(runs, rival, distance)) for distance in distances]
@@ -151,8 +165,9 @@ def _leads(found: Sequence[Measured], costs: Mapping[str, Mapping[str, float]]) 
         rows.append([runs.row.name, *cells, *(["", ""] if cost is None else _cost(cost))])
     note = (
         f"*How many times more steps {RIVAL} takes to a distance than the model of the line, with the {CONFIDENCE:.0%} "
-        f"interval over seeds; the distances are those that {RIVAL} has after {_listed(_moments(rival))} steps. In "
-        "seconds the ratio is this one times the ratio of the seconds a step.*"
+        f"interval over seeds; the distances are those that {BASE} has after {_listed(moments)} steps. At least: "
+        f"{RIVAL} did not get there within its runs, whose length is put in the place of its steps. In seconds the "
+        "ratio is this one times the ratio of the seconds a step.*"
     )
     sentences = [_sentence(runs, rival, distances[-1], costs) for runs in others]
     return "\n\n".join([_table(rows), note, *filter(None, sentences)])
@@ -162,21 +177,13 @@ def _sentence(runs: Measured, rival: Measured, distance: float, costs: Mapping[s
     found = lead(runs, rival, distance)
     if found is None:
         return ""
-    low = f" (between {found.low:.2f} and {found.high:.2f})" if found.count > 1 else " (one seed)"
-    text = f"{runs.row.name} reaches {distance:.2f} in {1 / found.mean:.2f} of {RIVAL}'s steps: {found.mean:.2f} times"
-    text += f" fewer{low}" if found.mean >= 1 else f" as few{low}"
+    ratio, least = found.ratio, "at least " if found.at_least else ""
+    low = f" (between {ratio.low:.2f} and {ratio.high:.2f})" if ratio.count > 1 else " (one seed)"
+    text = f"To {distance:.2f}, {RIVAL} takes {least}{ratio.mean:.2f} times the steps of {runs.row.name}{low}"
     if {runs.row.name, RIVAL} <= costs.keys():
         seconds, flops = (costs[RIVAL][cost] / costs[runs.row.name][cost] for cost in ("seconds", "GFLOP"))
-        text += f"; in seconds the ratio is {found.mean * seconds:.2f}, in FLOPs {found.mean * flops:.2f}"
+        text += f", {least}{ratio.mean * seconds:.2f} times its seconds and {least}{ratio.mean * flops:.2f} its FLOPs"
     return text + "."
-
-
-def _distances(rival: Measured) -> list[float]:
-    return [interval(rival.at(moment, "frechet")).mean for moment in _moments(rival)]
-
-
-def _moments(rival: Measured) -> list[int]:
-    return [min(rival.steps, key=lambda step: abs(step - share * rival.steps[-1])) for share in SHARES]
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -196,8 +203,9 @@ def _variants(results: Results, costs: Mapping[str, Mapping[str, float]]) -> lis
         rows.append([runs.row.name, count, runs.seeds, _shown(runs.end("frechet")), ratio, loss, seconds])
     return [
         f"## Variants of {BASE} on {DATA[ABLATED]}",
-        f"Each differs from {BASE} above in what its name says, and is trained at the same learning rate with the same "
-        "seeds; the ratio of distances is taken seed by seed.",
+        f"Each differs from {BASE} in what its name says. All have the same seeds and one rate, {base.rate:g}: "
+        "the best one of the whole model lies next to those at which it diverges. The ratio of distances is taken seed "
+        "by seed.",
         f"![Fréchet distance of the variants](images/{_figure('variants', found[0].row)})",
         _table(rows),
         *_picks(base, found, costs),
@@ -245,9 +253,9 @@ def _with_time(name: str, costs: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _measured_variants(results: Results) -> tuple[Measured | None, list[Measured]]:
-    base = next(row for row in ROWS if (row.data, row.name) == (ABLATED, BASE))
     found = [runs for row in ROWS if row.group == "variants" and (runs := measured(row, results))]
-    return measured(base, results), found
+    base = next((runs for runs in found if runs.row.name == BASE), None)
+    return base, [runs for runs in found if runs is not base]
 
 
 def _paired_ratio(runs: Measured, base: Measured) -> Interval:
@@ -261,7 +269,7 @@ def _missing(results: Results) -> list[str]:
         done = sum(is_done(run, results) for run in final_runs(row, results))
         if done < len(SEEDS):
             path = f"{row.path}, {row.length} times as long" if row.length > 1 else row.path
-            name = row.name if row.group != "variants" else f"{row.rate_of}, {row.name}"
+            name = row.name if row.name in RIVALS else f"{row.rate_of}, {row.name}"
             lacking.append(f"| {name} | {DATA[row.data]} | {path} | {done} of {len(SEEDS)} |")
     if not lacking:
         return []
@@ -270,8 +278,10 @@ def _missing(results: Results) -> list[str]:
     return ["## What is not measured yet", text, "\n".join(head + lacking)]
 
 
-def _lead(found: Interval | None) -> str:
-    return "not within the run" if found is None else _shown(found)
+def _lead(found: Lead | None) -> str:
+    if found is None:
+        return "not within the run"
+    return f"at least {found.ratio.mean:.2f}" if found.at_least else _shown(found.ratio)
 
 
 def _cost(cost: Mapping[str, float]) -> list[str]:

@@ -52,6 +52,8 @@ class Row:
     group: str = "rivals"
     rate_of: str | None = None
     """The rival whose learning rate is taken; None: its own is looked for."""
+    lower: int = 0
+    """So many places on the ladder below that rate."""
     length: int = 1
     """Its runs are so many times as long as the others."""
 
@@ -160,15 +162,17 @@ def _rivals(data: str, names: Iterable[str] = RIVALS, **more: Any) -> list[Row]:
 
 ROWS = (
     *_rivals(ABLATED),
+    *(row for name in ("DiMSUM", "DiT") for row in _rivals(ABLATED, [name], group="long", rate_of=name, length=3)),
     *_rivals("digits", DIFFERENT),
+    # The rate that is best for the whole model lies next to those at which it diverges, and at which some variants do.
+    *_rivals(ABLATED, ["DiMSUM"], group="variants", rate_of="DiMSUM", lower=1),
     *(
-        _row(ABLATED, name, model, {**options, **change}, group="variants", rate_of="DiMSUM")
+        _row(ABLATED, name, model, {**options, **change}, group="variants", rate_of="DiMSUM", lower=1)
         for model, options in [RIVALS["DiMSUM"]]
         for _, variants in QUESTIONS.values()
         for name, change in variants.items()
     ),
     *_rivals(ABLATED, DIFFERENT, path="linear"),
-    *(row for name in ("DiMSUM", "DiT") for row in _rivals(ABLATED, [name], group="long", rate_of=name, length=3)),
     *_rivals("crops", DIFFERENT),
 )
 
@@ -211,7 +215,8 @@ def best_rate(row: Row, results: Mapping[str, Mapping[str, Any]], scale: Scale =
     if row.rate_of is not None:
         found = ("rivals", row.data, row.path, row.rate_of)
         whose = next(other for other in ROWS if (other.group, other.data, other.path, other.name) == found)
-        return best_rate(whose, results, scale)
+        rate = best_rate(whose, results, scale)
+        return None if rate is None else LADDER[max(0, LADDER.index(rate) - row.lower)]
     found = rates_tried(row, results, scale)
     return None if rates_to_try(found) else min(found, key=lambda rate: found[rate])
 
