@@ -87,6 +87,24 @@ def test_value_and_gradients_are_those_in_float64(make, size):
         assert torch.equal(function(*draw(shapes, dtype=torch.float32)), y)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("make", [scale_and_shift, scale_and_add_rows, gated_gelu])
+def test_bfloat16_is_rounded_once(make, size):
+    function, shapes = make(*size)
+    inputs = draw(shapes, dtype=torch.bfloat16)
+    y, found = gradients(function, inputs)
+    assert is_kernel(y)
+    assert {t.dtype for t in (y, *found)} == {torch.bfloat16}
+    exact, exact_gradients = gradients(function, [x.detach().float().requires_grad_() for x in inputs])
+    assert torch.equal(y, exact.bfloat16())
+    for gradient, wanted in zip(found, exact_gradients, strict=True):
+        assert relative_error(gradient, wanted) < 8e-3
+    with torch.no_grad():
+        strided = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in inputs]
+        assert torch.equal(function(*strided), y)
+    assert not is_kernel(function(inputs[0], *(x.float() for x in inputs[1:]))) or len(inputs) == 1
+
+
 def test_strided_inputs_and_gradients(make):
     function, shapes = make(3, (4, 2), 40)
     inputs = draw(shapes, dtype=torch.float32)

@@ -200,7 +200,7 @@ def test_inference_mode():
 
 def test_a_job_knows_its_fields():
     job = kernels.Job(size=np.int64, x=kernels.ROWS)
-    filled = job.fill(3, x=(1, 2, 3), size=7)
-    assert np.frombuffer(filled, np.int64).tolist() == [0, 3, 0, 7, 1, 2, 3]
+    filled = job.fill(3, x=(1, 2, 3, 4), size=7)
+    assert np.frombuffer(filled, np.int64).tolist() == [0, 3, 0, 7, 1, 2, 3, 4]
     with pytest.raises(KeyError, match="size"):
-        job.fill(1, x=(0, 0, 0))
+        job.fill(1, x=(0, 0, 0, 0))

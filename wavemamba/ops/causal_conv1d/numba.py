@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -10,15 +11,29 @@ from wavemamba.ops.causal_conv1d import numba_kernels as kernels
 from wavemamba.ops.causal_conv1d.numba_kernels import BLOCK
 from wavemamba.ops.causal_conv1d.op import ConvInputs
 from wavemamba.ops.cpu.runtime import launch, sum_slices
-from wavemamba.ops.cpu.tensors import address, checked_order, contiguous, empty_rows, float_rows, rows
+from wavemamba.ops.cpu.tensors import (
+    address,
+    checked_order,
+    contiguous,
+    empty_rows,
+    float_rows,
+    kernel_dtype,
+    kernel_rows,
+    rows,
+)
 from wavemamba.ops.packed import first_steps
 
 
 class _Job:
-    """The inputs as the kernels read them: float32, converted or copied only where they must be."""
+    """The inputs as the kernels read them: float32, converted or copied only where they must be.
 
-    def __init__(self, inputs: ConvInputs) -> None:
-        self._x, self._weight = float_rows(inputs.x), contiguous(inputs.weight)
+    Args:
+        inputs: of the op.
+        read: makes the rows that a kernel reads; those of the forward pass may be bfloat16.
+    """
+
+    def __init__(self, inputs: ConvInputs, read: Callable[[Tensor], Tensor] = float_rows) -> None:
+        self._x, self._weight = read(inputs.x), contiguous(inputs.weight)
         self._bias = None if inputs.bias is None else contiguous(inputs.bias)
         self._initial = None if inputs.initial_state is None else contiguous(inputs.initial_state)
         self._order = checked_order(inputs.order, inputs.x.shape[1])
@@ -39,7 +54,7 @@ class _Job:
             "width": self._weight.shape[1],
             "blocks": self._blocks,
             "silu": self._silu,
-            "x": rows(self._x),
+            "x": rows(self._x, may_be_narrow=True),
             "order": address(self._order),
             "first": address(self._first),
             "weight": address(self._weight),
@@ -50,9 +65,10 @@ class _Job:
 
 def forward(inputs: ConvInputs) -> Tensor:
     """Channels in vector lanes, sums in float32; see `wavemamba.ops.causal_conv1d.op`."""
-    job = _Job(inputs)
-    y = empty_rows(inputs.x.shape)
-    launch(kernels.forward, kernels.FORWARD.fill(job.items, **job.fields(), y=rows(y)))
+    # What stands before the first step is read like the rows, and float32.
+    job = _Job(inputs, kernel_rows if inputs.initial_state is None else float_rows)
+    y = empty_rows(inputs.x.shape, kernel_dtype(inputs.x.dtype))
+    launch(kernels.forward, kernels.FORWARD.fill(job.items, **job.fields(), y=rows(y, may_be_narrow=True)))
     return y.to(inputs.x.dtype)
 
 

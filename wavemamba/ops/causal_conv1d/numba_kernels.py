@@ -13,11 +13,13 @@ from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_
 from wavemamba.ops.cpu.math import sigmoid
 from wavemamba.ops.cpu.memory import (
     aligned,
+    load_channels,
     load_matrix,
     load_some,
     load_vector,
     row_address,
     step_row,
+    store_at,
     store_matrix,
     store_some,
 )
@@ -52,10 +54,11 @@ def _find_taps(taps, job, width, order, rows, stride, firsts, zeros, b, step):  
 
 
 @inline
-def _convolve(taps, weights, width, offset, j, count, bias, spare):  # type: ignore[no-untyped-def]  # numba infers
+def _convolve(taps, weights, width, channel, size, j, count, bias, spare):  # type: ignore[no-untyped-def]  # numba infers
     total = bias
     for t in range(width):
-        total = total + load_some(get_int(taps + 8 * t) + offset, count, spare) * load(weights + t * _ROW + 4 * j)
+        seen = load_channels(get_int(taps + 8 * t) + size * channel, size, count, spare)
+        total = total + seen * load(weights + t * _ROW + 4 * j)
     return total
 
 
@@ -64,7 +67,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """Convolve; addresses are 0 where there is no such tensor."""
     jobs = carray(pointer, 1)
     job = jobs[0]
-    width, length = job.width, job.length
+    width, length, size = job.width, job.length, job.x.size
     scratch = allocate((width + 1) * _ROW + 2 * VECTOR_BYTES + 8 * width)
     if scratch == 0:
         return
@@ -86,15 +89,15 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         channels = min(BLOCK, job.channels - first)
         load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
         for step in range(length):
-            _find_taps(taps, job, width, order, rows, stride, firsts, zeros - 4 * first, b, step)
-            out = row_address(job.y, b, step_row(job.order, step))
+            _find_taps(taps, job, width, order, rows, stride, firsts, zeros - size * first, b, step)
+            row = step_row(job.order, step)
             for j in range(0, channels, LANES):
-                offset, count = 4 * (first + j), channels - j
-                bias = load_vector(job.bias, first + j, count, spare)
-                total = _convolve(taps, weights, width, offset, j, count, bias, spare)
+                channel, count = first + j, channels - j
+                bias = load_vector(job.bias, channel, count, spare)
+                total = _convolve(taps, weights, width, channel, size, j, count, bias, spare)
                 if job.silu != 0:
                     total = total * sigmoid(total)
-                store_some(out + offset, total, count, spare)
+                store_at(job.y, b, row, channel, total, count, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
 
@@ -150,7 +153,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     gradient = load_some(row_address(job.dy, b, row) + offset, count, spare)
                     if job.silu != 0:
                         bias = load_vector(job.bias, first + j, count, spare)
-                        total = _convolve(taps, weights, width, offset, j, count, bias, spare)
+                        total = _convolve(taps, weights, width, first + j, 4, j, count, bias, spare)
                         s = sigmoid(total)
                         gradient = gradient * (s + total * s * (splat(1.0) - s))
                     store(dbiases + 4 * j, load(dbiases + 4 * j) + gradient)

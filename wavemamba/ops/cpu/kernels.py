@@ -24,8 +24,9 @@ from numba.core.sigutils import normalize_signature
 from wavemamba.ops.cpu.disk_cache import DiskCache, warn_not_kept
 from wavemamba.ops.cpu.simd import inline, instruction
 
-ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64)])
-"""A float32 tensor (B, L, E) with neighbouring channels: address and byte strides; address 0 where absent."""
+ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64), ("size", np.int64)])
+"""A tensor (B, L, E) with neighbouring channels: address, byte strides, and the bytes of a number, 4 for float32 and 2
+for bfloat16; address 0 where absent."""
 _COUNT, _DONE = 8, 16
 """Where a job has the number of its items, and that of the finished ones, in bytes."""
 
@@ -44,7 +45,7 @@ class Job:
         counts = [(name, np.int64) for name in ("next", "count", "done")]
         dtype = np.dtype([*counts, *fields.items()])
         self.signature = types.void(types.CPointer(from_dtype(dtype)))  # type: ignore[no-untyped-call]  # as above
-        codes = "".join(3 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
+        codes = "".join(4 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
         self._packed = struct.Struct("=qqq" + codes.replace("l", "q"))
 
     def fill(self, count: int, **values: Any) -> FilledJob:

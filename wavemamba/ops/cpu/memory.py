@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_float, get_int, inline, load, put_float, splat, store
+from wavemamba.ops.cpu.simd import (
+    LANES,
+    VECTOR_BYTES,
+    copy_half,
+    get_float,
+    get_int,
+    inline,
+    load,
+    load_narrow,
+    put_float,
+    splat,
+    store,
+    store_narrow,
+)
+
+NARROW = 2
+"""Bytes of a bfloat16, beside the four of a float32."""
 
 
 @inline
@@ -30,9 +46,47 @@ def store_some(address, value, count, spare):  # type: ignore[no-untyped-def]  #
 
 
 @inline
+def load_channels(address, size, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`load_some` of numbers of `size` bytes: float32, or bfloat16."""
+    if size != NARROW:
+        return load_some(address, count, spare)
+    if count >= LANES:
+        return load_narrow(address)
+    store(spare, splat(0.0))
+    for i in range(count):
+        copy_half(address + NARROW * i, spare + NARROW * i)
+    return load_narrow(spare)
+
+
+@inline
+def store_channels(address, size, value, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`store_some` of numbers of `size` bytes: float32, or bfloat16."""
+    if size != NARROW:
+        store_some(address, value, count, spare)
+    elif count >= LANES:
+        store_narrow(address, value)
+    else:
+        store_narrow(spare, value)
+        for i in range(count):
+            copy_half(spare + NARROW * i, address + NARROW * i)
+
+
+@inline
 def row_address(rows, b, row):  # type: ignore[no-untyped-def]  # numba infers
     """Where a row of batch element `b` begins."""
     return rows.address + b * rows.batch + row * rows.row
+
+
+@inline
+def load_at(rows, b, row, channel, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`LANES` channels of a row from `channel` on, zeros from `count` on."""
+    return load_channels(row_address(rows, b, row) + rows.size * channel, rows.size, count, spare)
+
+
+@inline
+def store_at(rows, b, row, channel, value, count, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """Write the first `count` lanes to a row from `channel` on."""
+    store_channels(row_address(rows, b, row) + rows.size * channel, rows.size, value, count, spare)
 
 
 @inline

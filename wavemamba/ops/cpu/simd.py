@@ -2,8 +2,8 @@
 
 numba's own loops leave vectorisation to what the compiler can prove about aliasing, and its scalar `exp` is a call into
 libm. Here a value of type `Lanes` is `LANES` neighbouring channels, in registers; LLVM splits it to the width of the
-machine (AVX-512, AVX2, NEON). Memory is reached by raw addresses (int64 bytes), which suits strided tensors of any
-dtype; the callers keep the tensors alive and their bounds right.
+machine (AVX-512, AVX2, NEON). Memory is reached by raw addresses (int64 bytes), which suits strided tensors; numbers in
+it are float32, or bfloat16 where "narrow" is said. The callers keep the tensors alive and their bounds right.
 
 Arithmetic carries the `contract` flag alone: multiply-adds fuse, while NaN and infinity keep their meaning, and nothing
 is rearranged.
@@ -35,6 +35,7 @@ _INT = ir.IntType(32)
 _LONG = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_INT, LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 
 
 class Lanes(types.Type):
@@ -117,6 +118,48 @@ def store(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, lanes), codegen
+
+
+def _every(value: int) -> ir.Constant:
+    return ir.Constant(_INTS, [ir.Constant(_INT, value)] * LANES)
+
+
+@instruction
+def load_narrow(typing: Any, address: Any) -> Any:
+    """`LANES` bfloat16 at an address, which are the upper halves of float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = builder.load(_pointer(builder, args[0], _HALVES), align=2)
+        return builder.bitcast(builder.shl(builder.zext(halves, _INTS), _every(16)), _VECTOR)
+
+    return lanes(types.int64), codegen
+
+
+@instruction
+def store_narrow(typing: Any, address: Any, value: Any) -> Any:
+    """Write a vector as bfloat16 to an address, rounded to the nearest, ties to even; NaN stays."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[1], _INTS)
+        odd = builder.and_(builder.lshr(bits, _every(16)), _every(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, odd), _every(0x7FFF)), _every(16))
+        kept = builder.select(builder.fcmp_unordered("uno", args[1], args[1]), _every(0x7FC0), rounded)
+        builder.store(builder.trunc(kept, _HALVES), _pointer(builder, args[0], _HALVES), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes), codegen
+
+
+@instruction
+def copy_half(typing: Any, source: Any, target: Any) -> Any:
+    """Copy the two bytes at an address to another."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        half = builder.load(_pointer(builder, args[0], ir.IntType(16)), align=2)
+        builder.store(half, _pointer(builder, args[1], ir.IntType(16)), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @instruction
@@ -263,11 +306,8 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
     """2**n, where `shifted` is n + 1.5 * 2**23: the low bits of that number are n, wanted in the exponent."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        def constant(value: int) -> ir.Constant:
-            return ir.Constant(_INTS, [ir.Constant(_INT, value)] * LANES)
-
-        bits = builder.shl(builder.bitcast(args[0], _INTS), constant(23))
-        return builder.bitcast(builder.add(bits, constant(127 << 23)), _VECTOR)
+        bits = builder.shl(builder.bitcast(args[0], _INTS), _every(23))
+        return builder.bitcast(builder.add(bits, _every(127 << 23)), _VECTOR)
 
     return lanes(lanes), codegen
 

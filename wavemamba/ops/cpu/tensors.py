@@ -29,13 +29,13 @@ def _advise() -> Any:
     return function
 
 
-def empty_rows(shape: Sequence[int]) -> Tensor:
-    """An uninitialised float32 tensor; a large one in huge pages, where Linux has them to give.
+def empty_rows(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """An uninitialised tensor; a large one in huge pages, where Linux has them to give.
 
     Fresh memory costs a page fault for every page that is first written, which takes a fifth of a long scan's time at
     4 KiB a page.
     """
-    tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= _OWN_MAPPING and (advise := _advise()) is not None:
         first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
         advise(first, tensor.data_ptr() + tensor.nbytes - first, mmap.MADV_HUGEPAGE)  # where it fails, pages are small
@@ -46,6 +46,18 @@ def float_rows(tensor: Tensor) -> Tensor:
     """The tensor in float32 with neighbouring channels (unit stride in the last dimension), copied only if need be."""
     tensor = tensor.float()
     return tensor if _has_dense_rows(tensor) else tensor.contiguous()
+
+
+def kernel_rows(tensor: Tensor) -> Tensor:
+    """`float_rows`, but bfloat16 stays as it is: for kernels that read it."""
+    if tensor.dtype is not torch.bfloat16:
+        return float_rows(tensor)
+    return tensor if _has_dense_rows(tensor) else tensor.contiguous()
+
+
+def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What kernels that read and write bfloat16 write where `dtype` is asked for."""
+    return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -61,11 +73,18 @@ def checked_order(order: Tensor | None, length: int) -> Tensor | None:
     return None if order is None else expect_permutation(order, length).contiguous()
 
 
-def rows(tensor: Tensor | None) -> tuple[int, int, int]:
-    """A float32 tensor with dense rows, (B, L, E), as a field of type `ROWS`; zeros for None."""
+def rows(tensor: Tensor | None, *, may_be_narrow: bool = False) -> tuple[int, int, int, int]:
+    """A tensor with dense rows, (B, L, E), as a field of type `ROWS`; zeros for None.
+
+    Args:
+        tensor: float32; or bfloat16, where the kernel reads that.
+        may_be_narrow: whether it does.
+    """
     if tensor is None:
-        return 0, 0, 0
-    return _pointer(tensor, _has_dense_rows(tensor)), 4 * tensor.stride(0), 4 * tensor.stride(1)
+        return 0, 0, 0, 0
+    size = tensor.element_size()
+    place = _pointer(tensor, _has_dense_rows(tensor), narrow=may_be_narrow)
+    return place, size * tensor.stride(0), size * tensor.stride(1), size
 
 
 def address(tensor: Tensor | None) -> int:
@@ -77,14 +96,15 @@ def _has_dense_rows(tensor: Tensor) -> bool:
     return tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or tensor.numel() == 0  # an empty one keeps any strides
 
 
-def _pointer(tensor: Tensor, is_dense: bool) -> int:
+def _pointer(tensor: Tensor, is_dense: bool, narrow: bool = False) -> int:
     """The only way from a tensor to a kernel: no kernel can tell whether its numbers are where it looks for them.
 
     Raises:
         ShapeError: they are not, since the tensor is on another device, of another dtype, not dense, or lazily negated.
     """
     dtype = tensor.dtype
-    if is_dense and tensor.is_cpu and (dtype is torch.float32 or dtype is torch.int64) and not tensor.is_neg():
+    known = dtype is torch.float32 or dtype is torch.int64 or (narrow and dtype is torch.bfloat16)
+    if is_dense and tensor.is_cpu and known and not tensor.is_neg():
         return tensor.data_ptr()
     raise ShapeError(
         f"CPU kernel: expected dense float32 or int64 numbers on the CPU, got {tuple(tensor.shape)} with strides "

@@ -42,10 +42,12 @@ def _is_a_vector_a_sample(vector: Tensor, x: Tensor) -> bool:
     return x.dim() >= 2 and vector.shape == (x.shape[0], x.shape[-1])
 
 
+_NARROW = (torch.float32, torch.bfloat16)
 scale_and_shift = Fused(
     _scale_and_shift,
     "scale_and_shift",
     lambda x, scale, shift: scale.shape == shift.shape and _is_a_vector_a_sample(scale, x),
+    _NARROW,
 )
 """`x * (1 + scale) + shift` of x (B, ..., C), and vectors (B, C): `(x, scale, shift)`."""
 
@@ -53,11 +55,12 @@ scale_and_add_rows = Fused(
     _scale_and_add_rows,
     "scale_and_add_rows",
     lambda x, scale, base: x.shape == base.shape and _is_a_vector_a_sample(scale, x),
+    _NARROW,
 )
 """`x * scale + base` of x and base (B, ..., C), and a vector (B, C): `(x, scale, base)`."""
 
 rms_norm = Fused(_rms_norm, "rms_norm", lambda x, weight, eps: x.dim() >= 1 and weight.shape == x.shape[-1:])
 """`x / sqrt(mean(x^2) + eps) * weight` over the last axis of (..., C): `(x, weight, eps)`."""
 
-gated_gelu = Fused(_gated_gelu, "gated_gelu", lambda x: x.dim() >= 1 and x.shape[-1] % 2 == 0)
+gated_gelu = Fused(_gated_gelu, "gated_gelu", lambda x: x.dim() >= 1 and x.shape[-1] % 2 == 0, _NARROW)
 """`GELU_tanh(a) * b` with `a, b` the halves of x (..., 2 H): (..., H)."""

@@ -19,7 +19,8 @@ _NUMBERS = (Tensor, nn.Parameter)
 class Fused:
     """A function of tensors: its plain text everywhere, a kernel where nobody looks into it.
 
-    The kernel runs eagerly, on float32 tensors on the CPU. In graphs and under whatever else watches single
+    The kernel runs eagerly, on float32 tensors on the CPU, or bfloat16 ones where it reads them, and computes in
+    float32. In graphs and under whatever else watches single
     operations (modes, subclasses, traces), under `torch.func` and in forward mode the plain text runs. A second
     derivative is that of the plain text: the first one is computed by it wherever it is differentiated again.
 
@@ -28,14 +29,21 @@ class Fused:
         kernel: the name of the functions `NAME(*inputs) -> (y, kept)`, with what the gradient needs beside the
             inputs, and `NAME_backward(g, *inputs, *kept) -> gradients`, one an input, in `wavemamba.ops.fused.numba`.
         fits: whether these inputs have the shapes that the kernel knows; PyTorch may broadcast others.
+        dtypes: what the kernel reads and writes; all tensors of a call have one.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], kernel: str, fits: Callable[..., bool]) -> None:
-        self.plain, self.kernel, self.fits = plain, kernel, fits
+    def __init__(
+        self,
+        plain: Callable[..., Tensor],
+        kernel: str,
+        fits: Callable[..., bool],
+        dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    ) -> None:
+        self.plain, self.kernel, self.fits, self.dtypes = plain, kernel, fits, dtypes
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Compute it."""
-        if not (_may_run_kernels(inputs) and self.fits(*inputs)):
+        if not (_may_run_kernels(inputs, self.dtypes) and self.fits(*inputs)):
             return self.plain(*inputs)
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             y: Tensor = _Recorded.apply(self, *inputs)
@@ -49,10 +57,10 @@ class Fused:
 
     def backward(self, g: Tensor, inputs: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool]) -> Any:
         """The gradients of the inputs that need one, None for the others."""
-        if torch.is_grad_enabled() or not _may_run_kernels((g, *inputs)):
+        if torch.is_grad_enabled() or not _may_run_kernels((g, *inputs), self.dtypes):
             return self._differentiate(g, inputs, needed)
         found = getattr(kernels("fused", "numba"), f"{self.kernel}_backward")(g, *inputs, *kept)
-        return tuple(gradient if need else None for gradient, need in zip(found, needed, strict=True))
+        return tuple(gradient.to(g.dtype) if need else None for gradient, need in zip(found, needed, strict=True))
 
     def _differentiate(self, g: Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
         again = torch.is_grad_enabled()
@@ -82,15 +90,18 @@ class _Recorded(torch.autograd.Function):
         return None, *ctx.function.backward(g, inputs, tuple(saved), ctx.needs_input_grad[1:])
 
 
-def _may_run_kernels(inputs: Sequence[Any]) -> bool:
+def _may_run_kernels(inputs: Sequence[Any], dtypes: tuple[torch.dtype, ...]) -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     differentiates_forward = forward_ad._current_level >= 0
+    dtype = next(value.dtype for value in inputs if isinstance(value, Tensor))
+    if dtype not in dtypes:
+        return False
     for value in inputs:
         if isinstance(value, Tensor):
-            if type(value) not in _NUMBERS or value.dtype is not torch.float32 or value.layout is not torch.strided:
+            if type(value) not in _NUMBERS or value.dtype is not dtype or value.layout is not torch.strided:
                 return False
             if not value.is_cpu or value.is_neg() or value.numel() == 0:
                 return False

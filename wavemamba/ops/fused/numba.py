@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from wavemamba.ops.cpu.runtime import launch, sum_slices
-from wavemamba.ops.cpu.tensors import address, contiguous, empty_rows, float_rows, rows
+from wavemamba.ops.cpu.tensors import address, contiguous, empty_rows, float_rows, kernel_rows, rows
 from wavemamba.ops.fused import numba_attention as attention_kernels
 from wavemamba.ops.fused import numba_rows as kernels
 
@@ -17,14 +18,14 @@ _SHARES = 64
 """Items at most where each leaves a share of a sum."""
 
 
-def _lines(x: Tensor) -> Tensor:
+def _lines(x: Tensor, read: Callable[[Tensor], Tensor] = float_rows) -> Tensor:
     """(..., C) as (1, R, C) with dense rows, copied only if need be."""
-    return float_rows(x.reshape(1, -1, x.shape[-1]))
+    return read(x.reshape(1, -1, x.shape[-1]))
 
 
-def _samples(x: Tensor) -> Tensor:
+def _samples(x: Tensor, read: Callable[[Tensor], Tensor] = float_rows) -> Tensor:
     """(B, ..., C) as (B, T, C) with dense rows, copied only if need be."""
-    return float_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
+    return read(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 def _run(rows_: int, width: int, most: int | None = None) -> int:
@@ -33,10 +34,10 @@ def _run(rows_: int, width: int, most: int | None = None) -> int:
     return run if most is None else max(run, -(-rows_ // most))
 
 
-def _all_rows(vector: Tensor) -> tuple[int, int, int]:
+def _all_rows(vector: Tensor) -> tuple[int, int, int, int]:
     """A vector a sample, (B, C), as the rows of every token."""
-    place, batch, _ = rows(vector.unsqueeze(1))
-    return place, batch, 0
+    place, batch, _, size = rows(vector.unsqueeze(1), may_be_narrow=True)
+    return place, batch, 0, size
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -84,14 +85,18 @@ def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, scales: 
 
 def gated_gelu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One half through GELU, times the other."""
-    lines = _lines(x)
+    lines = _lines(x, kernel_rows)
     count, width = lines.shape[1], lines.shape[2] // 2
-    y, run = empty_rows((*x.shape[:-1], width)), _run(count, width)
-    y_rows = rows(y.view(1, count, width))
-    launch(
-        kernels.gated_gelu,
-        kernels.GELU.fill(-(-count // run), rows=count, run=run, width=width, x=rows(lines), y=y_rows),
+    y, run = empty_rows((*x.shape[:-1], width), x.dtype), _run(count, width)
+    job = kernels.GELU.fill(
+        -(-count // run),
+        rows=count,
+        run=run,
+        width=width,
+        x=rows(lines, may_be_narrow=True),
+        y=rows(y.view(1, count, width), may_be_narrow=True),
     )
+    launch(kernels.gated_gelu, job)
     return y, ()
 
 
@@ -115,7 +120,7 @@ def gated_gelu_backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`x * (1 + scale) + shift`."""
-    shift = float_rows(shift)
+    shift = kernel_rows(shift)
     return _scale(x, scale, _all_rows(shift), 1.0), ()
 
 
@@ -126,8 +131,8 @@ def scale_and_shift_backward(g: Tensor, x: Tensor, scale: Tensor, shift: Tensor)
 
 def scale_and_add_rows(x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`x * scale + base`."""
-    base = _samples(base)
-    return _scale(x, scale, rows(base), 0.0), ()
+    base = _samples(base, kernel_rows)
+    return _scale(x, scale, rows(base, may_be_narrow=True), 0.0), ()
 
 
 def scale_and_add_rows_backward(g: Tensor, x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
@@ -143,17 +148,17 @@ def _runs(x: Tensor) -> dict[str, Any]:
     return {"rows": count, "run": run, "width": width, "runs": -(-count // run)}
 
 
-def _scale(x: Tensor, scale: Tensor, base: tuple[int, int, int], one: float) -> Tensor:
-    lines, scale = _samples(x), float_rows(scale)
-    y, runs = empty_rows(x.shape), _runs(lines)
+def _scale(x: Tensor, scale: Tensor, base: tuple[int, int, int, int], one: float) -> Tensor:
+    lines, scale = _samples(x, kernel_rows), kernel_rows(scale)
+    y, runs = empty_rows(x.shape, x.dtype), _runs(lines)
     job = kernels.SCALE.fill(
         x.shape[0] * runs["runs"],
         **runs,
         one=one,
-        x=rows(lines),
+        x=rows(lines, may_be_narrow=True),
         scale=_all_rows(scale),
         base=base,
-        y=rows(y.view(lines.shape)),
+        y=rows(y.view(lines.shape), may_be_narrow=True),
     )
     launch(kernels.scale_rows, job)
     return y

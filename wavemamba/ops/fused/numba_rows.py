@@ -13,7 +13,7 @@ from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import sigmoid
-from wavemamba.ops.cpu.memory import aligned, load_some, row_address, store_some
+from wavemamba.ops.cpu.memory import aligned, load_at, load_some, row_address, store_at, store_some
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -138,11 +138,10 @@ def gated_gelu(pointer):  # type: ignore[no-untyped-def]  # numba infers
         if item >= job.count:
             break
         for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
-            source, target = row_address(job.x, 0, row), row_address(job.y, 0, row)
             for j in range(0, width, LANES):
-                a = load_some(source + 4 * j, width - j, spare)
-                b = load_some(source + 4 * (width + j), width - j, spare)
-                store_some(target + 4 * j, a * _share(a) * b, width - j, spare)
+                a = load_at(job.x, 0, row, j, width - j, spare)
+                b = load_at(job.x, 0, row, width + j, width - j, spare)
+                store_at(job.y, 0, row, j, a * _share(a) * b, width - j, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
 
@@ -200,13 +199,12 @@ def scale_rows(pointer):  # type: ignore[no-untyped-def]  # numba infers
             break
         b = item // job.runs
         first = item % job.runs * job.run
-        scale = row_address(job.scale, b, 0)
         for row in range(first, min(first + job.run, job.rows)):
-            source, base, target = row_address(job.x, b, row), row_address(job.base, b, row), row_address(job.y, b, row)
             for j in range(0, width, LANES):
-                factor = one + load_some(scale + 4 * j, width - j, spare)
-                x = load_some(source + 4 * j, width - j, spare)
-                store_some(target + 4 * j, x * factor + load_some(base + 4 * j, width - j, spare), width - j, spare)
+                factor = one + load_at(job.scale, b, 0, j, width - j, spare)
+                y = load_at(job.x, b, row, j, width - j, spare) * factor
+                y = y + load_at(job.base, b, row, j, width - j, spare)
+                store_at(job.y, b, row, j, y, width - j, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
 

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from wavemamba.ops.cpu.runtime import launch, sum_slices
 from wavemamba.ops.cpu.simd import LANES
-from wavemamba.ops.cpu.tensors import address, checked_order, contiguous, empty_rows, float_rows, rows
+from wavemamba.ops.cpu.tensors import (
+    address,
+    checked_order,
+    contiguous,
+    empty_rows,
+    float_rows,
+    kernel_dtype,
+    kernel_rows,
+    rows,
+)
 from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.numba_backward import backward as backward_kernel
 from wavemamba.ops.selective_scan.numba_forward import forward as forward_kernel
@@ -47,12 +56,17 @@ def new_states(inputs: ScanInputs, keep: bool, new: Callable[[tuple[int, ...]], 
 
 
 class _Job:
-    """The inputs as the kernels read them: float32, converted or copied only where they must be."""
+    """The inputs as the kernels read them: float32, converted or copied only where they must be.
 
-    def __init__(self, inputs: ScanInputs) -> None:
+    Args:
+        inputs: of the op.
+        read: makes the rows that a kernel reads; those of the forward pass may be bfloat16.
+    """
+
+    def __init__(self, inputs: ScanInputs, read: Callable[[Tensor], Tensor] = float_rows) -> None:
         self.sizes = _sizes(inputs.u, inputs.B)
         self.items = _items(self.sizes)
-        self._strided = {name: _optional(float_rows, getattr(inputs, name)) for name in ("u", "delta", "z")}
+        self._strided = {name: _optional(read, getattr(inputs, name)) for name in ("u", "delta", "z")}
         self._dense = {name: _optional(contiguous, getattr(inputs, name)) for name in ("A", "B", "C", "D")}
         self._dense["bias"] = _optional(contiguous, inputs.delta_bias)
         self._dense["order"] = checked_order(inputs.order, inputs.u.shape[1])
@@ -63,7 +77,7 @@ class _Job:
 
     def fields(self) -> dict[str, Any]:
         """As fields of a job, valid while this object lives."""
-        strided = {name: rows(tensor) for name, tensor in self._strided.items()}
+        strided = {name: rows(tensor, may_be_narrow=True) for name, tensor in self._strided.items()}
         dense = {name: address(tensor) for name, tensor in self._dense.items()}
         return {**self.sizes, **strided, **dense, "softplus": self._softplus}
 
@@ -74,15 +88,15 @@ def _optional(convert: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Ten
 
 def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Channels in vector lanes, states in float32; see `wavemamba.ops.selective_scan.op`."""
-    job = _Job(inputs)
+    job = _Job(inputs, kernel_rows)
     initial = _optional(contiguous, inputs.initial_state)
-    y = empty_rows(inputs.u.shape)
+    y = empty_rows(inputs.u.shape, kernel_dtype(inputs.u.dtype))
     last, kept = new_states(inputs, keep, empty_rows)
     filled = FORWARD.fill(
         job.items,
         **job.fields(),
         initial=address(initial),
-        y=rows(y),
+        y=rows(y, may_be_narrow=True),
         last=address(last),
         checkpoints=address(kept) if keep else 0,
     )

@@ -8,13 +8,12 @@ from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product, sigmoid, softplus
 from wavemamba.ops.cpu.memory import (
     aligned,
+    load_at,
     load_matrix,
-    load_some,
     load_vector,
-    row_address,
     step_row,
+    store_at,
     store_matrix,
-    store_some,
 )
 from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, get_int, load, splat, store
 from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, RUNS, STEPS, fill_runs, load_projections, starts_here
@@ -71,10 +70,10 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 for k in range(steps):
                     row = step_row(order, first + k)
                     at = k * VECTOR_BYTES
-                    d = load_some(row_address(job.delta, b, row) + 4 * channel, count, spare) + bias_e
+                    d = load_at(job.delta, b, row, channel, count, spare) + bias_e
                     if job.softplus != 0:
                         d = softplus(d)
-                    x = load_some(row_address(job.u, b, row) + 4 * channel, count, spare)
+                    x = load_at(job.u, b, row, channel, count, spare)
                     store(d_row + at, d)
                     store(x_row + at, d * x)
                     store(y_row + at, D_e * x)
@@ -112,9 +111,9 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     row = step_row(order, first + k)
                     out = load(y_row + k * VECTOR_BYTES)
                     if job.z.address != 0:
-                        gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
+                        gate = load_at(job.z, b, row, channel, count, spare)
                         out = out * (gate * sigmoid(gate))
-                    store_some(row_address(job.y, b, row) + 4 * channel, out, count, spare)
+                    store_at(job.y, b, row, channel, out, count, spare)
         store_matrix(state, job.last + state_offset, channels, states, block)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
