@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from wavemamba.ops.dispatch import availability
 from wavemamba.ops.dispatch.backend import Case, requested_backend
 from wavemamba.ops.dispatch.kernel_op import kernels
+from wavemamba.ops.dispatch.watching import is_watched
 
-_NUMBERS = (Tensor, nn.Parameter)
+_CASE = Case("fused", "cpu", torch.float32)
 
 
 class Fused:
     """A function of tensors: its plain text everywhere, a kernel where nobody looks into it.
 
     The kernel runs eagerly, on float32 tensors on the CPU, or bfloat16 ones where it reads them, and computes in
-    float32. In graphs and under whatever else watches single
-    operations (modes, subclasses, traces), under `torch.func` and in forward mode the plain text runs. A second
-    derivative is that of the plain text: the first one is computed by it wherever it is differentiated again.
+    float32. In graphs and under whatever else watches single operations (modes, subclasses, traces), under `torch.func`
+    and in forward mode the plain text runs. A second derivative is that of the plain text: the first one is computed
+    by it wherever it is differentiated again.
 
     Args:
         plain: `(*inputs) -> y` in PyTorch's operations; inputs are tensors and numbers.
@@ -91,9 +92,7 @@ class _Recorded(torch.autograd.Function):
 
 
 def _may_run_kernels(inputs: Sequence[Any], dtypes: tuple[torch.dtype, ...]) -> bool:
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_watched(inputs):
         return False
     differentiates_forward = forward_ad._current_level >= 0
     dtype = next(value.dtype for value in inputs if isinstance(value, Tensor))
@@ -101,13 +100,10 @@ def _may_run_kernels(inputs: Sequence[Any], dtypes: tuple[torch.dtype, ...]) -> 
         return False
     for value in inputs:
         if isinstance(value, Tensor):
-            if type(value) not in _NUMBERS or value.dtype is not dtype or value.layout is not torch.strided:
+            if value.dtype is not dtype or not value.is_cpu or value.layout is not torch.strided:
                 return False
-            if not value.is_cpu or value.is_neg() or value.numel() == 0:
-                return False
-            if torch._C._functorch.is_legacy_batchedtensor(value):  # under `is_grads_batched`
+            if value.is_neg() or value.numel() == 0:
                 return False
             if differentiates_forward and forward_ad.unpack_dual(value).tangent is not None:
                 return False
-    wanted = requested_backend("auto") in ("auto", "numba")
-    return wanted and availability.numba(Case("fused", "cpu", torch.float32)) is None
+    return requested_backend("auto") in ("auto", "numba") and availability.numba(_CASE) is None
