@@ -13,6 +13,8 @@ from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_
 from wavemamba.ops.cpu.math import sigmoid
 from wavemamba.ops.cpu.memory import (
     aligned,
+    fetch_row,
+    fetch_row_before,
     load_channels,
     load_matrix,
     load_some,
@@ -93,6 +95,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             row = step_row(job.order, step)
             for j in range(0, channels, LANES):
                 channel, count = first + j, channels - j
+                fetch_row(job.x, b, order, step, length, channel)
                 bias = load_vector(job.bias, channel, count, spare)
                 total = _convolve(taps, weights, width, channel, size, j, count, bias, spare)
                 if job.silu != 0:
@@ -150,6 +153,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 offset, count = 4 * (first + j), channels - j
                 gradient = splat(0.0)
                 if step >= 0:
+                    fetch_row_before(job.x, b, order, step, first + j)
+                    fetch_row_before(job.dy, b, order, step, first + j)
                     gradient = load_some(row_address(job.dy, b, row) + offset, count, spare)
                     if job.silu != 0:
                         bias = load_vector(job.bias, first + j, count, spare)

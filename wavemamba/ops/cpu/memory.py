@@ -8,6 +8,7 @@ from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
     copy_half,
+    fetch,
     get_float,
     get_int,
     inline,
@@ -93,6 +94,24 @@ def store_at(rows, b, row, channel, value, count, spare):  # type: ignore[no-unt
 def step_row(order, step):  # type: ignore[no-untyped-def]  # numba infers
     """The row that a step visits; `order` is the address of an int64 permutation, or 0."""
     return step if order == 0 else get_int(order + 8 * step)
+
+
+_AHEAD = 8
+"""Steps between asking for a row and reading it."""
+
+
+@inline
+def fetch_row(rows, b, order, step, length, channel):  # type: ignore[no-untyped-def]  # numba infers
+    """Ask for part of the row that comes `_AHEAD` steps later: in most orders no processor guesses which one it is."""
+    if step + _AHEAD < length:
+        fetch(row_address(rows, b, step_row(order, step + _AHEAD)) + rows.size * channel)
+
+
+@inline
+def fetch_row_before(rows, b, order, step, channel):  # type: ignore[no-untyped-def]  # numba infers
+    """The same for steps that are taken from the last to the first."""
+    if step >= _AHEAD:
+        fetch(row_address(rows, b, step_row(order, step - _AHEAD)) + rows.size * channel)
 
 
 @inline

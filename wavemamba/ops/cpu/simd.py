@@ -24,6 +24,7 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 32  # two registers of AVX-512: more independent work for the same loads of what lanes share
 VECTOR_BYTES = 4 * LANES
+_CACHE_LINE = 64
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")
 HAS_SCALE = LANES == 32 and all(name in _FEATURES for name in ("+avx512f", "+avx512dq"))
 """Whether numba's target, by default this machine, scales by a power of two in one instruction, which shortens the
@@ -160,6 +161,22 @@ def copy_half(typing: Any, source: Any, target: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@instruction
+def fetch(typing: Any, address: Any) -> Any:
+    """Ask for the `LANES` float32 at an address ahead of their use; nothing where there is no memory."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), signature)
+        for line in range(0, VECTOR_BYTES, _CACHE_LINE):
+            at = builder.inttoptr(builder.add(args[0], ir.Constant(_LONG, line)), byte)
+            builder.call(function, [at, *(ir.Constant(_INT, option) for option in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @instruction

@@ -8,6 +8,7 @@ from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LN_2, LOG2_E, exp2_product, sigmoid, softplus_and_slope
 from wavemamba.ops.cpu.memory import (
     aligned,
+    fetch_row,
     load_matrix,
     load_some,
     load_vector,
@@ -118,6 +119,9 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 for k in range(steps):
                     row = step_row(order, first + k)
                     at = k * VECTOR_BYTES
+                    fetch_row(job.delta, b, order, first + k, first + steps, channel)
+                    fetch_row(job.u, b, order, first + k, first + steps, channel)
+                    fetch_row(job.dy, b, order, first + k, first + steps, channel)
                     d = load_some(row_address(job.delta, b, row) + 4 * channel, count, spare) + bias_e
                     slope = splat(1.0)
                     if job.softplus != 0:
@@ -125,6 +129,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     x = load_some(row_address(job.u, b, row) + 4 * channel, count, spare)
                     out = load_some(row_address(job.dy, b, row) + 4 * channel, count, spare)
                     if job.z.address != 0:
+                        fetch_row(job.z, b, order, first + k, first + steps, channel)
                         gate = load_some(row_address(job.z, b, row) + 4 * channel, count, spare)
                         opened = sigmoid(gate)
                         store(dgate_row + at, out * (opened + gate * opened * (splat(1.0) - opened)))

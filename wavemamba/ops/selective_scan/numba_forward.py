@@ -8,6 +8,7 @@ from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product, sigmoid, softplus
 from wavemamba.ops.cpu.memory import (
     aligned,
+    fetch_row,
     load_at,
     load_matrix,
     load_vector,
@@ -70,6 +71,8 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 for k in range(steps):
                     row = step_row(order, first + k)
                     at = k * VECTOR_BYTES
+                    fetch_row(job.delta, b, order, first + k, length, channel)
+                    fetch_row(job.u, b, order, first + k, length, channel)
                     d = load_at(job.delta, b, row, channel, count, spare) + bias_e
                     if job.softplus != 0:
                         d = softplus(d)
@@ -111,6 +114,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     row = step_row(order, first + k)
                     out = load(y_row + k * VECTOR_BYTES)
                     if job.z.address != 0:
+                        fetch_row(job.z, b, order, first + k, length, channel)
                         gate = load_at(job.z, b, row, channel, count, spare)
                         out = out * (gate * sigmoid(gate))
                     store_at(job.y, b, row, channel, out, count, spare)
