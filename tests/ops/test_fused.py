@@ -121,6 +121,18 @@ def test_strided_inputs_and_gradients(make):
     torch.testing.assert_close(ones, torch.autograd.grad(function(*(x.double() for x in inputs)).sum(), inputs))
 
 
+def test_lazy_views_and_gradients_of_zero(make):
+    function, shapes = make(2, (3,), 8)
+    inputs = [x.detach() for x in draw(shapes, dtype=torch.float32)]
+    exact = function(*inputs)
+    negated = [torch._neg_view(-x) for x in inputs]
+    assert all(x.is_neg() for x in negated)
+    torch.testing.assert_close(function(*negated), exact)
+    leaves = [x.requires_grad_() for x in inputs]
+    nothing = torch._efficientzerotensor(exact.shape)
+    assert not any(g.any() for g in torch.autograd.grad(function(*leaves), leaves, nothing))
+
+
 def test_only_what_is_asked_for_has_a_gradient(make):
     function, shapes = make(2, (3,), 8)
     for asked in range(len(shapes)):

@@ -12,7 +12,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def is_watched(values: Iterable[Any]) -> bool:
-    """Whether a graph, a trace, a mode, a transform or a subclass among the tensors wants to see the operations."""
+    """Whether a graph, a trace, a mode, a transform, a subclass or a lazy view among the tensors has to see them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -21,7 +21,8 @@ def is_watched(values: Iterable[Any]) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is no tensor, or one without behaviour of its own; `is_grads_batched` has batches of another kind."""
+    """Whether it is no tensor, or one whose memory holds its numbers, without behaviour of its own."""
     if not isinstance(value, Tensor):
         return True
-    return type(value) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(value)
+    lazy = value.is_neg() or value._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(value)
+    return type(value) in _PLAIN and not lazy

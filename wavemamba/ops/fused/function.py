@@ -102,7 +102,7 @@ def _may_run_kernels(inputs: Sequence[Any], dtypes: tuple[torch.dtype, ...]) -> 
         if isinstance(value, Tensor):
             if value.dtype is not dtype or not value.is_cpu or value.layout is not torch.strided:
                 return False
-            if value.is_neg() or value.numel() == 0:
+            if value.numel() == 0:
                 return False
             if differentiates_forward and forward_ad.unpack_dual(value).tangent is not None:
                 return False
