@@ -52,6 +52,10 @@ assert [(row["model"], row["what"]) for row in rows] == [
 ]
 assert {row["model"] for row in rows if "loop / ours" in row} == {"dimsum_s2", "zigma_s2"}
 assert all(row["GFLOP"] > 0 for row in rows)
+one = {"dimsum_s2": build("dimsum_s2", tiny | heads["dimsum"])}
+rows = measure(one, (1, 2), 1, ["float32", "bfloat16"])
+assert [row["dtype"] for row in rows] == ["float32", "bfloat16"] * 2
+assert rows[0]["GFLOP"] == rows[1]["GFLOP"] and 0 < rows[1]["error"] and "peak GiB" in rows[-1]
 """
 
 

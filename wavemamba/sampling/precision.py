@@ -146,9 +146,9 @@ def computing_in(model: nn.Module, dtype: torch.dtype) -> Callable[..., Tensor]:
         return model
 
     @functools.wraps(model.forward)
-    def call(x: Tensor, t: Tensor, **named: Any) -> Tensor:
+    def call(x: Tensor, t: Tensor, *others: Any, **named: Any) -> Tensor:
         narrow = {name: _in_dtype(value, dtype) for name, value in named.items()}
-        result: Tensor = model(x.to(dtype), t, **narrow)
+        result: Tensor = model(x.to(dtype), t, *(_in_dtype(value, dtype) for value in others), **narrow)
         return _in_dtype(result, x.dtype)
 
     return call
