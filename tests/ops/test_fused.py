@@ -88,7 +88,7 @@ def test_value_and_gradients_are_those_in_float64(make, size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", [scale_and_shift, scale_and_add_rows, gated_gelu])
+@pytest.mark.parametrize("make", [scale_and_shift, scale_and_add_rows, gated_gelu, attention])
 def test_bfloat16_is_rounded_once(make, size):
     function, shapes = make(*size)
     inputs = draw(shapes, dtype=torch.bfloat16)
@@ -102,7 +102,10 @@ def test_bfloat16_is_rounded_once(make, size):
     with torch.no_grad():
         strided = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in inputs]
         assert torch.equal(function(*strided), y)
-    assert not is_kernel(function(inputs[0], *(x.float() for x in inputs[1:]))) or len(inputs) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert is_kernel(function(*inputs))
+    if make in (scale_and_shift, scale_and_add_rows):
+        assert not is_kernel(function(inputs[0], *(x.float() for x in inputs[1:])))
 
 
 def test_strided_inputs_and_gradients(make):

@@ -40,9 +40,6 @@ def attend(
     Returns:
         (B, L, C).
     """
-    if _trains_faster_in_float32(q, q.shape[-1] // num_heads):
-        with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), num_heads, mask=mask, causal=causal).to(q.dtype)
     return (
         _attend_to_all(q, k, v, num_heads) if mask is None and not causal else _attend(q, k, v, num_heads, mask, causal)
     )
@@ -52,11 +49,12 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     q, k, v = (_heads(t, num_heads) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+    return _softmax_attention(q, k, v, mask, causal).transpose(1, 2).flatten(2)
 
 
 def _suits_the_kernel(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> bool:
-    if torch.is_autocast_enabled("cpu") or not torch.backends.cuda.flash_sdp_enabled():  # another way was chosen
+    cast = torch.is_autocast_enabled("cpu") and q.dtype is torch.float32
+    if cast or not torch.backends.cuda.flash_sdp_enabled():  # another way was chosen
         return False
     if not (q.dim() == k.dim() == 3 and k.shape == v.shape and q.shape[::2] == k.shape[::2]):
         return False
@@ -64,7 +62,7 @@ def _suits_the_kernel(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> bool:
     return fits and q.shape[0] * num_heads >= torch.get_num_threads()
 
 
-_attend_to_all = Fused(_attend, "attention", _suits_the_kernel)
+_attend_to_all = Fused(_attend, "attention", _suits_the_kernel, (torch.float32, torch.bfloat16))
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -72,17 +70,17 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Of (..., heads, L, d) each, with a mask (..., L, L) of the keys that each query sees, at least one."""
-    if _trains_faster_in_float32(q, q.shape[-1]):
+    if _trains_faster_in_float32(q):
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
-def _trains_faster_in_float32(q: Tensor, width: int) -> bool:
+def _trains_faster_in_float32(q: Tensor) -> bool:
     """Whether PyTorch's backward pass on the CPU, slow for narrow 16-bit heads, loses more than copies cost."""
-    narrow = q.dtype in (torch.bfloat16, torch.float16) and width <= _NARROW
+    narrow = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= _NARROW
     return narrow and q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
 
 

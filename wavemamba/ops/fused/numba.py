@@ -185,7 +185,8 @@ def _scale_backward(g: Tensor, x: Tensor, scale: Tensor, *, one: float, shifts: 
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The result, the logarithms of the sums of powers, and the result again, which the gradient reads."""
+    """The result, the result in float32 and the logarithms of the sums of powers, which the gradient reads."""
+    dtype = q.dtype
     q, k, v = (float_rows(t) for t in (q, k, v))
     y, logs = empty_rows(q.shape), empty_rows((q.shape[0], num_heads, q.shape[1]))
     job = attention_kernels.ATTENTION.fill(
@@ -198,7 +199,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, 
         logs=address(logs),
     )
     launch(attention_kernels.attention, job)
-    return y, (y, logs)
+    return y.to(dtype), (y, logs)
 
 
 def attention_backward(
