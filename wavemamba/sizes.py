@@ -22,6 +22,23 @@ def holds_always(condition: bool) -> bool:
     return statically_known_true(condition)
 
 
+def is_open(size: int) -> bool:
+    """Whether a graph that is being made serves other values of a size too."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(size)
+
+
+def not_one(size: int) -> int:
+    """A size that nothing depends on but how much is padded: at least 2 in a graph that serves other values too.
+
+    PyTorch makes a graph of its own for sides of 1.
+    """
+    return max(size, 2) if is_open(size) else size
+
+
 def cut(x: Tensor, axis: int, size: int, first: int = 0) -> Tensor:
     """`size` entries of an axis from the one numbered `first` on, which are there: a view where that can be seen.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from block_zoo import BLOCKS, CASES, COND, DIM, build, condition, run
 from support import relative_error
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from wavemamba import (
@@ -110,27 +110,31 @@ def test_export_as_the_first_thing_that_a_process_does():
     assert result.stdout.strip() == "True", result.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "graphs"),
-    [
-        ("spatial", 1),
-        ("wavelet mosaic", 1),
-        ("attention in windows", 1),
-        ("linear attention", 1),
-        ("dimsum", 1),
-        ("dimsum, in windows", 1),
-        ("wavelet db2", 2),  # a single cell along a side lies otherwise in memory
-        ("wavelet dct", 2),
-    ],
-)
-def test_one_graph_for_any_grid(name, graphs):
-    """As many graphs as there are ways to pad would be refused after a few sizes."""
+@pytest.mark.parametrize("name", BLOCKS)
+def test_one_graph_for_any_grid(name):
+    """As many graphs as there are ways to pad, or lengths of a recurrence, would be refused after a few sizes."""
+    torch._dynamo.reset()  # blocks of one class share their number of graphs
     block, counter = build(name, COND), CompileCounter()
     compiled = torch.compile(block, fullgraph=True, backend=counter, dynamic=True)
-    for grid in ((9, 14), (8, 12), (6, 5), (7, 7), (13, 11), (12, 10), (5, 8), (20, 3), (DIM, 6), (15, DIM)):
+    for grid in ((9, 14), (6, 5), (7, 7), (20, 3), (2, 2), (13, 21), (DIM, 6)):  # cells and chunks, one and several
         x, cond = torch.randn(3, *grid, DIM), condition(COND, 3)
         assert relative_error(run(compiled, x, cond), run(block, x, cond)) < 1e-6
-    assert counter.frame_count <= graphs
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["spatial, Mamba-2", "dimsum"])
+def test_the_second_grid_makes_the_graph_that_serves_all_others(name):
+    """As PyTorch does it unasked, with gradients: the first graph is for one grid."""
+    torch._dynamo.reset()
+    block, counter = build(name, COND), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=counter)
+    graphs = []
+    for grid in ((9, 14), (6, 5), (20, 3), (2, 2)):
+        x, cond = torch.randn(3, *grid, DIM, requires_grad=True), condition(COND, 3)
+        gradients = [torch.autograd.grad(run(call, x, cond).square().sum(), x)[0] for call in (compiled, block)]
+        assert relative_error(*gradients) < 1e-5
+        graphs.append(counter.frame_count)
+    assert len(set(graphs)) <= 2  # none after the second grid's
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,9 @@ from wavemamba import MambaMixer, SpatialFrequencyFusion
 
 BATCH, HEIGHT, WIDTH = Dim("batch"), Dim("height"), Dim("width")
 DIM, COND = block_zoo.DIM, block_zoo.COND
-BLOCKS = (
-    "spatial",
-    "spatial, both ways",
-    "wavelet mosaic",
-    "attention",
-    "attention in windows",
-    "linear attention",
-    "dimsum",
-    "dimsum, in windows",
-    "zigma",
-    "diffussm",
-)
+BLOCKS = block_zoo.BLOCKS
 MODELS = model_zoo.ONE_OF_EACH
-SAVED = ("spatial", "wavelet mosaic", "mixer", "bank", *(f"model {name}" for name in MODELS))
+SAVED = ("spatial", "wavelet mosaic", "spatial, Mamba-2", "wavelet dct", "mixer", *(f"model {name}" for name in MODELS))
 SIZES = ((3, 8, 12), (1, 7, 3), (2, 9, 2))  # batch, rows and columns, of tokens
 
 
@@ -64,18 +53,6 @@ class Mixer:
         return (torch.randn(batch, height * width, DIM),)
 
 
-class Bank(Block):
-    """A transform of filters, on one grid."""
-
-    sides = ({0: BATCH}, {0: BATCH})
-
-    def __init__(self):
-        super().__init__("wavelet dct")
-
-    def inputs(self, batch, height=6, width=8):
-        return super().inputs(batch, 6, 8)
-
-
 class Model:
     def __init__(self, name):
         self.module = model_zoo.build(name, depth=1).eval()
@@ -91,7 +68,6 @@ CASES = {
     **{name: functools.partial(Block, name) for name in BLOCKS},
     "fusion": Fusion,
     "mixer": Mixer,
-    "bank": Bank,
     **{f"model {name}": functools.partial(Model, name) for name in MODELS},
 }
 

@@ -17,12 +17,14 @@ from wavemamba import ConfigError, DiMSUMBlock, MambaMixer, ShapeError, SpatialM
 from wavemamba.blocks import EinFFT
 from wavemamba.errors import BackendUnavailable, ExportError, WavemambaError
 from wavemamba.integrations.onnx import export_onnx, translations
+from wavemamba.layers import GLAMixer, Mamba2Mixer
 from wavemamba.ops.haar import LAYOUTS
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+MIXERS = {"mamba2": lambda: Mamba2Mixer(DIM, d_state=4, head_dim=8), "gla": lambda: GLAMixer(DIM)}
 BATCH, DIM, COND = Dim("batch"), block_zoo.DIM, block_zoo.COND
 
 
@@ -95,6 +97,27 @@ def test_the_convolution_with_all_that_it_takes(tmp_path):
     export_onnx(module, inputs(2, 5), path, dynamic_shapes=(shapes,))
     for size in ((2, 5), (3, 1), (1, 40)):
         assert_same(path, module, *inputs(*size))
+
+
+@pytest.mark.parametrize("name", ["mamba2", "gla"])
+def test_a_recurrence_over_chunks_of_any_length(name, tmp_path):
+    mixer, path = MIXERS[name]().eval(), tmp_path / "mixer.onnx"
+    program = export_onnx(mixer, torch.randn(2, 20, DIM), path, dynamic_shapes=({0: BATCH, 1: Dim("length")},))
+    assert [node.op_type for node in program.model.graph].count("Scan") == 1
+    for size in ((1, 1), (3, 64), (2, 150)):
+        assert_same(path, mixer, torch.randn(*size, DIM))
+
+
+def test_sequences_of_a_recurrence_start_anew(tmp_path):
+    """What is not finite in one sequence reaches no other."""
+    module, path = Calls(torch.ops.wavemamba.linear_recurrence.default).eval(), tmp_path / "recurrence.onnx"
+    decay, value = torch.rand(2, 6, 1), torch.randn(2, 6, 3)
+    starts = (torch.arange(6) == 3).expand(2, 6).unsqueeze(-1)
+    export_onnx(module, (decay, value, starts), path)
+    assert_same(path, module, decay, value, starts)
+    value[:, 1] = torch.inf
+    (result,) = outputs(path, decay, value, starts)
+    assert result[:, 3:].isfinite().all()
 
 
 def test_haar_maps_in_every_layout(tmp_path):

@@ -211,22 +211,19 @@ def test_one_graph(op, with_sequences):
         assert relative_error(result, expected) < 1e-6
 
 
-def test_a_graph_for_any_length_between_two_powers_of_two():
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    def call(q, k, v, log_decay):
-        return gla_scan(q, k, v, log_decay, chunk_size=8)
+@pytest.mark.parametrize("with_sequences", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_one_graph_for_any_length(op, with_sequences):
+    def call(given, ids):
+        return OPS[op](**given, seq_idx=ids, chunk_size=8, return_last_state=True)
 
     torch._dynamo.reset()
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
-    for length in (18, 21, 24, 25, 31, 32):
-        rows = [inputs("gla", length, torch.float32)[name] for name in ("q", "k", "v", "log_decay")]
-        assert relative_error(compiled(*rows), call(*rows)) < 1e-6
-    assert len(graphs) == 1
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (18, 2, 8, 9, 64, 65):  # one chunk, full or not, and several
+            given, ids = inputs(op, length, torch.float32), packed(length) if with_sequences else None
+            for result, expected in zip(compiled(given, ids), call(given, ids), strict=True):
+                assert relative_error(result, expected) < 1e-6
 
 
 @pytest.mark.parametrize("op", OPS)

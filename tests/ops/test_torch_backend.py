@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support import relative_error, scan_inputs
 
 from wavemamba.ops import causal_conv1d, selective_scan
-from wavemamba.ops.selective_scan.torch import linear_recurrence
+from wavemamba.ops.recurrence import linear_recurrence
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from onnxscript import FLOAT, graph, ir, opset18, script, values
+from onnxscript import BOOL, FLOAT, graph, ir, opset18, script, values
 
 from wavemamba.ops.haar.reference import packet_matrix
 
@@ -42,6 +42,31 @@ def recurrence(state: FLOAT, step_size: FLOAT, drive: FLOAT, B: FLOAT, C: FLOAT,
         scan_output_axes=[1],
     )
     return last, y
+
+
+@script(values.Opset("wavemamba", 1))
+def restarted_recurrence(first: FLOAT, decay: FLOAT, value: FLOAT, starts: BOOL) -> FLOAT:
+    """`h_l = decay_l h_{l-1} + value_l`, and `value_l` alone where a step starts, along axis 1."""
+
+    @graph()
+    def step(before, a, v, alone):
+        after = op.Where(alone, v, a * before + v)
+        h = op.Identity(after)
+        return after, h
+
+    _last, states = op.Scan(
+        first, decay, value, starts, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1]
+    )
+    return states
+
+
+def linear_recurrence(decay: Value, value: Value, starts: Value | None) -> Value:
+    """One `Scan`, for any length."""
+    first = op.Squeeze(op.Slice(value, [0], [1], [1]), [1])
+    zero = op.CastLike(op.Constant(value_float=0.0), value)
+    if starts is None:
+        starts = op.Less(op.Abs(decay), zero)  # nowhere, in the decay's shape
+    return restarted_recurrence(op.Expand(zero, op.Shape(first)), decay, value, starts)
 
 
 def selective_scan(
@@ -162,6 +187,7 @@ TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.wavemamba.causal_conv1d.default: causal_conv1d,
     torch.ops.wavemamba.filter_bank.default: filter_bank,
     torch.ops.wavemamba.haar.default: haar,
+    torch.ops.wavemamba.linear_recurrence.default: linear_recurrence,
     torch.ops.wavemamba.scan_permutation.default: scan_permutation,
     torch.ops.wavemamba.selective_scan.default: selective_scan,
 }

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wavemamba.ops.packed import sequence_starts
-from wavemamba.ops.selective_scan.torch import linear_recurrence
+from wavemamba.ops.recurrence import linear_recurrence
+from wavemamba.sizes import cut, is_open, not_one
 
 
 class Chunks:
@@ -39,11 +40,12 @@ class Chunks:
 
     def __init__(self, length: int, most: int, seq_idx: Tensor | None) -> None:
         self.length, self.size = length, 1
-        while self.size < most and self.size < length:
+        self.open = is_open(length)
+        while self.size < most and (self.open or self.size < length):
             self.size *= 2
-        self.count = (length + self.size - 1) // self.size
+        self.count = not_one((length + self.size - 1) // self.size)
         self.rest = self.count * self.size - length
-        self.alone = 1 < length <= self.size
+        self.alone = not self.open and 1 < length <= self.size
         """One chunk, whose outputs need no state but the initial one. Of a single step they would not depend on the
         decay at all, and its gradient is zero instead of missing."""
         self.number: Tensor | None = None
@@ -54,13 +56,13 @@ class Chunks:
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, X, Y) as (B, c, X, Q, Y); steps added at the end are zero."""
-        if torch.compiler.is_compiling() or self.rest:  # a graph for any length does not ask whether there are some
+        if self.open or self.rest:  # a graph for any length does not ask whether there are some
             x = F.pad(x, (0, 0, 0, 0, 0, self.rest))
         return x.unflatten(1, (self.count, self.size)).transpose(2, 3)
 
     def join(self, y: Tensor) -> Tensor:
         """(B, c, X, Q, Y) as (B, L, X, Y)."""
-        return y.transpose(2, 3).flatten(1, 2)[:, : self.length]
+        return cut(y.transpose(2, 3).flatten(1, 2), 1, self.length)
 
     def of_same(self, weights: Tensor) -> Tensor:
         """Weights (B, c, X, Q, Q) with zeros where row and column are of two sequences."""
@@ -100,20 +102,12 @@ class Chunks:
         """
         first = torch.zeros_like(own[:, :1]) if initial_state is None else initial_state.unsqueeze(1)
         fresh = None  # chunks in which a sequence starts
-        begun = torch.addcmul(own[:, :1], gain[:, :1], first)
         if self.number is not None:
             fresh = (self.number[..., -1:, :] > 0).flatten(2).view(*own.shape[:2], *[1] * (own.dim() - 2))
-            begun = torch.where(fresh[:, :1], own[:, :1], begun)
-        own = torch.cat([begun, own[:, 1:]], dim=1)
-        if torch.compiler.is_compiling():  # in a graph for any length the recurrence has the steps of a power of two
-            most = 1
-            while most < self.count:
-                most *= 2
-            sides = [0, 0] * (own.dim() - 2)
-            own, gain = (F.pad(t, [*sides, 0, most - self.count]) for t in (own, gain))
-            fresh = None if fresh is None else F.pad(fresh, [*sides, 0, most - self.count])
-        left = linear_recurrence(gain, own, fresh)[:, : self.count]
-        return torch.cat([first, left[:, :-1]], dim=1), left[:, -1]
+            fresh = torch.cat([torch.zeros_like(fresh[:, :1]), fresh], dim=1)
+        gain = torch.cat([torch.ones_like(gain[:, :1]), gain], dim=1)
+        states = linear_recurrence(gain, torch.cat([first, own], dim=1), fresh)
+        return cut(states, 1, self.count), states[:, -1]
 
 
 class Pairs(NamedTuple):

@@ -26,9 +26,8 @@ def expect_seq_idx(seq_idx: Tensor, x: Tensor) -> None:
 def sequence_starts(seq_idx: Tensor, order: Tensor | None) -> Tensor:
     """Which steps start a sequence, (B, L) bool."""
     visited = seq_idx if order is None else seq_idx.index_select(1, order)
-    starts = torch.zeros_like(visited, dtype=torch.bool)
-    starts[:, 1:] = visited[:, 1:] != visited[:, :-1]
-    return starts
+    before = torch.arange(-1, visited.shape[1] - 1, device=visited.device).clamp(min=0)
+    return visited != visited.index_select(1, before)
 
 
 def first_steps(seq_idx: Tensor, order: Tensor | None, before: int) -> Tensor:

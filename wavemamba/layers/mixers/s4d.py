@@ -13,7 +13,7 @@ from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.layers.mixers.protocol import resolve_order
 from wavemamba.layers.weight_decay import UndecayedParameters
 from wavemamba.scans import ScanOrder, expect_permutation, invert_permutation
-from wavemamba.sizes import cut
+from wavemamba.sizes import cut, not_one
 
 _DT_MIN, _DT_MAX = 1e-3, 1e-1
 _STRIDE = 32  # powers of the decay up to here, times those of its 32nd power, are all powers
@@ -129,7 +129,8 @@ class S4DMixer(UndecayedParameters):
         held_imag = (step_imag * real - step_real * imag) / norm
         gain_real = C_real * held_real - C_imag * held_imag
         gain_imag = C_real * held_imag + C_imag * held_real
-        strides = _STRIDE * torch.arange((length + _STRIDE - 1) // _STRIDE, device=dt.device, dtype=wide)[:, None]
+        count = not_one((length + _STRIDE - 1) // _STRIDE)
+        strides = _STRIDE * torch.arange(count, device=dt.device, dtype=wide)[:, None]
         size, angle = (strides * decay[:, None]).exp(), strides * phase[:, None]  # (C, L / 32, N / 2)
         far_real, far_imag = size * angle.cos(), size * angle.sin()
         far = torch.cat(

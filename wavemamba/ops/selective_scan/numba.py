@@ -51,8 +51,9 @@ def new_states(inputs: ScanInputs, keep: bool, new: Callable[[tuple[int, ...]], 
     """The last state, and the states at the start of every chunk, one tile a work item; uninitialised."""
     sizes = _sizes(inputs.u, inputs.B)
     padded = sizes["states"] + sizes["states"] % 2  # the kernels take them in pairs
-    kept = (_items(sizes) if keep else 0, -(-sizes["length"] // CHUNK), padded, sizes["block"])
-    return new((sizes["batches"], *inputs.A.shape)), new(kept)
+    chunks = -(-sizes["length"] // CHUNK)
+    kept = _items(sizes) * chunks * padded * sizes["block"] if keep else 0
+    return new((sizes["batches"], *inputs.A.shape)), new((kept,))
 
 
 class _Job:

@@ -6,7 +6,8 @@ A backend with kernels is a module with three functions:
     forward(inputs, keep) -> (y, last_state, kept)
     backward(inputs, dy, dlast, kept) -> the gradients of DIFFERENTIABLE
 
-`kept` holds the states that the backward pass starts from, and is empty without `keep`.
+`kept` holds the states that the backward pass starts from, in a row, so that a graph for any length does not ask
+whether there is one chunk or several; it is empty without `keep`.
 """
 
 from __future__ import annotations

@@ -8,49 +8,9 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
 from wavemamba.ops.packed import sequence_starts
+from wavemamba.ops.recurrence import linear_recurrence
 from wavemamba.ops.selective_scan.op import ScanInputs
 from wavemamba.scans import invert_permutation
-
-
-def linear_recurrence(decay: Tensor, value: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Solve `h_l = decay_l * h_{l-1} + value_l`, `h_{-1} = 0`, along dimension 1; where a step starts, `h_l = value_l`.
-
-    Neighbouring steps are merged in pairs, the half-length problem is solved the same way, and the other half follows
-    from it: `2 L` multiplications, `log2 L` deep. Only products of decays are formed, never quotients, so that nothing
-    overflows where the decays are at most 1.
-
-    Args:
-        decay: (B, L, ...); further sides of 1 stand for any.
-        value: (B, L, ...).
-        starts: bool, (B, L) with as many further sides of 1; None: nowhere.
-
-    Returns:
-        h, (B, L, ...).
-
-    Source: Blelloch, "Prefix sums and their applications", 1990, section 1.4.
-    """
-    length = value.shape[1]
-    if length == 1:
-        return value
-    even_decay, odd_decay = decay[:, 0::2], decay[:, 1::2]
-    even_value, odd_value = value[:, 0::2], value[:, 1::2]
-    pairs = odd_decay.shape[1]
-    even_starts, odd_starts = (None, None) if starts is None else (starts[:, 0::2], starts[:, 1::2])
-    either = None if even_starts is None or odd_starts is None else odd_starts | even_starts[:, :pairs]
-    odd = linear_recurrence(
-        odd_decay * even_decay[:, :pairs], _follow(odd_value, odd_decay, even_value[:, :pairs], odd_starts), either
-    )
-    before = odd[:, : even_value.shape[1] - 1]
-    rest = _follow(even_value[:, 1:], even_decay[:, 1:], before, None if even_starts is None else even_starts[:, 1:])
-    even = torch.cat([even_value[:, :1], rest], dim=1)
-    merged = torch.stack([even[:, :pairs], odd], dim=2).flatten(1, 2)
-    return merged if length == 2 * pairs else torch.cat([merged, even[:, pairs:]], dim=1)
-
-
-def _follow(value: Tensor, decay: Tensor, before: Tensor, starts: Tensor | None) -> Tensor:
-    """`value + decay * before`, and `value` alone where a step starts, whatever stood before."""
-    after = torch.addcmul(value, decay, before)
-    return after if starts is None else torch.where(starts, value, after)
 
 
 def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from wavemamba.ops.selective_scan.triton_plan import Plan, Sizes
 def new_states(inputs: ScanInputs, keep: bool, new: Callable[[tuple[int, ...]], Tensor]) -> tuple[Tensor, Tensor]:
     """The last state, channels dense, and the states at the start of every chunk, one tile a program; uninitialised."""
     sizes = Sizes.of(inputs.u, inputs.B)
-    return new((sizes.batch, sizes.states, sizes.width)).transpose(1, 2), new(sizes.kept(keep))
+    return new((sizes.batch, sizes.states, sizes.width)).transpose(1, 2), new((sizes.kept if keep else 0,))
 
 
 def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

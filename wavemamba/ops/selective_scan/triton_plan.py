@@ -76,9 +76,10 @@ class Sizes(NamedTuple):
         """Chunks of the sequence, the last one perhaps shorter."""
         return -(-self.length // CHUNK)
 
-    def kept(self, keep: bool) -> tuple[int, ...]:
-        """Shape of the states at the start of every chunk, one tile a program."""
-        return (self.batch if keep else 0, self.chunks, self.groups * self.blocks, self.states, self.block)
+    @property
+    def kept(self) -> int:
+        """How many numbers the states at the start of every chunk are, (B, chunks, programs, N, BLOCK)."""
+        return self.batch * self.chunks * self.groups * self.blocks * self.states * self.block
 
 
 class Segments(NamedTuple):

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
-from wavemamba.transforms.base import FrequencyTransform
+from wavemamba.transforms.bank_transform import MAKERS, BankTransform
 from wavemamba.transforms.filter_bank import BANKS, Bank, filter_axes, find_bank, unfilter_axes
 from wavemamba.transforms.registry import register_transform
 
 
 @dataclass(frozen=True)
-class BlockDCT(FrequencyTransform):
+class BlockDCT(BankTransform):
     """Orthonormal DCT-II of every `size x size` block; band `size * u + v` has vertical frequency u, horizontal v.
 
     Args:
@@ -40,13 +40,18 @@ class BlockDCT(FrequencyTransform):
         """The block's side."""
         return self.size
 
-    def split(self, x: Tensor) -> Tensor:
-        """The cosines as a filter bank along each axis."""
+    @property
+    def recipe(self) -> tuple[str, str, int]:
+        """The side."""
+        return "dct", self._name, self.size
+
+    def split_by(self, x: Tensor, *, dual: bool) -> Tensor:
+        """The cosines as a filter bank along each axis, which is its own dual."""
         y = x.to(accumulation_dtype(x.dtype)).unsqueeze(3)
         bands = filter_axes(y, self._bank(y), 0).squeeze(5)  # (B, w, v, h, u, C)
         return bands.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).to(x.dtype)
 
-    def merge(self, bands: Tensor) -> Tensor:
+    def merge_by(self, bands: Tensor, *, dual: bool) -> Tensor:
         """The adjoint of the same bank."""
         y = bands.to(accumulation_dtype(bands.dtype)).unflatten(3, (self.size, self.size))
         return unfilter_axes(y.permute(0, 2, 4, 1, 3, 5).unsqueeze(5), self._bank(y), 0).squeeze(3).to(bands.dtype)
@@ -64,4 +69,5 @@ def _dct_bank(name: str, inverse: bool) -> Bank:
 
 
 BANKS["dct"] = _dct_bank
+MAKERS["dct"] = lambda name, size: BlockDCT(size)
 register_transform("dct", lambda levels: BlockDCT(2**levels))

@@ -13,7 +13,7 @@ from wavemamba.checks import expect_levels
 from wavemamba.dtypes import accumulation_dtype
 from wavemamba.errors import ConfigError
 from wavemamba.names import choose
-from wavemamba.transforms.base import FrequencyTransform
+from wavemamba.transforms.bank_transform import MAKERS, BankTransform
 from wavemamba.transforms.filter_bank import BANKS, Bank, filter_axes, find_bank, unfilter_axes
 from wavemamba.transforms.registry import MOST_LEVELS, register_transform
 
@@ -21,7 +21,7 @@ _EXACT = 1e-9
 
 
 @dataclass(frozen=True)
-class WaveletPacket(FrequencyTransform):
+class WaveletPacket(BankTransform):
     """Packet transform with a discrete wavelet, periodic at the borders.
 
     Args:
@@ -52,26 +52,28 @@ class WaveletPacket(FrequencyTransform):
         """`2**levels`."""
         return int(2**self.levels)
 
-    def split(self, x: Tensor) -> Tensor:
+    @property
+    def recipe(self) -> tuple[str, str, int]:
+        """The wavelet and the levels."""
+        return "wavelet", self.wavelet_name, self.levels
+
+    def split_by(self, x: Tensor, *, dual: bool) -> Tensor:
         """One filter bank along each axis and level."""
         y = x.to(accumulation_dtype(x.dtype)).unsqueeze(3)
-        bank = self._bank(y, inverse=False)
+        bank = find_bank("wavelet", self.wavelet_name, y, inverse=dual)
         for _ in range(self.levels):
             halves = filter_axes(y, bank, _first(bank))  # (B, w, column half, h, row half, K, C)
             y = halves.permute(0, 3, 1, 5, 2, 4, 6).flatten(3, 5)  # the column half is the digit's high bit
         return y.to(x.dtype)
 
-    def merge(self, bands: Tensor) -> Tensor:
-        """The adjoint of the dual filter bank along each axis and level."""
+    def merge_by(self, bands: Tensor, *, dual: bool) -> Tensor:
+        """The adjoint of a filter bank along each axis and level."""
         y = bands.to(accumulation_dtype(bands.dtype))
-        bank = self._bank(y, inverse=True)
+        bank = find_bank("wavelet", self.wavelet_name, y, inverse=dual)
         for _ in range(self.levels):
             halves = y.unflatten(3, (-1, 2, 2)).permute(0, 2, 4, 1, 5, 3, 6)
             y = unfilter_axes(halves, bank, _first(bank))
         return y[:, :, :, 0].to(bands.dtype)
-
-    def _bank(self, like: Tensor, *, inverse: bool) -> Tensor:
-        return find_bank("wavelet", self.wavelet_name, like, inverse=inverse)
 
 
 def _first(bank: Tensor) -> int:
@@ -100,6 +102,7 @@ def _error_of(name: str) -> float:
 
 
 BANKS["wavelet"] = _wavelet_bank
+MAKERS["wavelet"] = WaveletPacket
 for _name in _names():
     if _name != "haar":  # has kernels of its own
         register_transform(_name, functools.partial(WaveletPacket, _name))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wavemamba.dtypes import accumulation_dtype, widest_dtype
 from wavemamba.ops import causal_conv1d, selective_scan
-from wavemamba.ops.selective_scan.torch import linear_recurrence
+from wavemamba.ops.recurrence import linear_recurrence
 
 __all__ = [
     "bimamba_inner_fn",
