@@ -74,13 +74,15 @@ def test_autocast(block, x):
 
 def test_states_are_kept_for_a_gradient_alone(device):
     inputs = {k: v.float().to(device).requires_grad_() for k, v in scan_inputs(length=4).items()}
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.dim()) or t, lambda t: t):
+    rows = []  # states are kept as one row
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: rows.append(t.numel() if t.dim() == 1 else 0) or t, lambda t: t
+    ):
         with torch.no_grad():
             assert selective_scan(**inputs, delta_softplus=True, backend="triton").grad_fn is None
-        assert not sizes
+        assert not rows
         selective_scan(**inputs, delta_softplus=True, backend="triton")
-    assert 5 in sizes
+    assert max(rows) >= inputs["A"].numel()
 
 
 def test_second_derivative_is_refused(device):

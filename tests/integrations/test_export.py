@@ -104,8 +104,9 @@ import sys, torch, wavemamba
 for number in range(int(sys.argv[2])):
     inputs, expected = torch.load(f"{sys.argv[1]}/{number}.pt")
     result = torch.export.load(f"{sys.argv[1]}/{number}.pt2").module()(*inputs)
-    print(torch.equal(result[0] if isinstance(result, tuple) else result, expected))
+    result = result[0] if isinstance(result, tuple) else result
+    print(result.shape == expected.shape and (result - expected).norm() < 1e-6 * expected.norm())
 """
     command = [sys.executable, "-c", code, str(tmp_path), str(len(SAVED))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stdout.split() == ["True"] * len(SAVED), result.stderr
+    assert result.stdout.split() == ["tensor(True)"] * len(SAVED), result.stderr
