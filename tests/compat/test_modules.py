@@ -15,7 +15,7 @@ from wavemamba.compat.mamba_ssm.modules.mamba2 import Mamba2
 from wavemamba.compat.mamba_ssm.modules.mamba_simple import Block, Mamba
 from wavemamba.compat.mamba_ssm.modules.mha import MHA
 from wavemamba.compat.mamba_ssm.ops.selective_scan_interface import mamba_inner_ref, selective_scan_ref
-from wavemamba.compat.mamba_ssm.utils.generation import InferenceParams, sample
+from wavemamba.compat.mamba_ssm.utils.generation import InferenceParams, decode, sample
 from wavemamba.errors import CheckpointError, ConfigError, ShapeError
 from wavemamba.ops import backends
 
@@ -104,15 +104,53 @@ def test_steps_are_the_whole_sequence(name):
     assert relative_error(torch.cat(parts, dim=1), whole) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in MIXERS if name != "attention"])
-def test_wrong_steps_are_named(name):
+@pytest.mark.parametrize("name", MIXERS)
+def test_wrong_tokens_are_named(name):
     mixer = MIXERS[name]()
-    mixer.layer_idx = None
     x = torch.randn(2, 2, mixer.in_proj.in_features)
+    for wrong in (x[..., 1:], x[0]):
+        with pytest.raises(ShapeError, match=r"expected \(any, any, \d+\)"):
+            mixer(wrong)
+    mixer.layer_idx = None
     with pytest.raises(ConfigError, match="layer_idx"):
         mixer(x, inference_params=InferenceParams(2, 2))
-    with pytest.raises(ShapeError, match="one token"):
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if name != "attention"])
+def test_a_step_is_one_token(name):
+    mixer = MIXERS[name]()
+    x = torch.randn(2, 2, mixer.in_proj.in_features)
+    with pytest.raises(ShapeError, match=r"expected \(any, 1, \d+\), got \(2, 2, \d+\); .* one token"):
         mixer.step(x, *mixer.allocate_inference_cache(2, 2))
+
+
+def test_attention_keeps_as_many_tokens_as_there_is_room_for():
+    x = torch.randn(2, 2, 16)
+    with pytest.raises(ShapeError, match=r"at most 1 tokens in all, .* got 2; raise max_seqlen"):
+        MIXERS["attention"]()(x, inference_params=InferenceParams(1, 2))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_another_batch_begins_with_its_own_states(name):
+    mixer = MIXERS[name]().eval()
+    x = torch.randn(3, 4, mixer.in_proj.in_features)
+    params = InferenceParams(4, 3)
+    mixer(x, inference_params=params)
+    params.seqlen_offset = 4
+    with pytest.raises(ShapeError, match="a batch of 3, which the sequence began with, got 2"):
+        mixer(x[:2, :1], inference_params=params)
+    params.reset(4, 1)
+    mixer(x[:1, :3], inference_params=params)
+    params.seqlen_offset = 3
+    assert relative_error(mixer(x[:1, 3:], inference_params=params), mixer(x[:1])[:, 3:]) < 1e-5
+
+
+def test_mamba2_steps_in_float64():
+    mixer = noisy(Mamba2(16, d_state=4, headdim=8)).double()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    states = mixer.allocate_inference_cache(2, 5)
+    steps = [mixer.step(x[:, i : i + 1], *states)[0] for i in range(5)]
+    assert relative_error(torch.cat(steps, dim=1), mixer(x)) < 1e-13
 
 
 def test_packed_sequences_in_mamba2():
@@ -175,6 +213,8 @@ def test_sampling_keeps_to_the_likeliest():
     assert set(sample(logits, top_k=0, temperature=5.0).tolist()) == {0, 1, 2, 3}
     with pytest.raises(ConfigError, match="temperature"):
         sample(logits, top_k=0, temperature=0.0)
+    with pytest.raises(ConfigError, match="repetition_penalty: expected > 0, got 0"):
+        decode(torch.zeros(1, 1, dtype=torch.long), None, 3, repetition_penalty=0)
 
 
 def test_blocks_of_both_releases():
@@ -208,13 +248,21 @@ def test_installing_and_uninstalling():
         assert callable(mixer._init_weights)
         with pytest.raises(AttributeError, match=r"wavemamba.ops.causal_conv1d"):
             importlib.import_module("causal_conv1d_cuda").causal_conv1d_fwd()
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module("mamba_ssm.modules.mamba3")
+        for name, remedy in (("mamba_ssm.modules.mamba3", "docs/migrate.md"),
+                             ("mamba_ssm.ops.triton.ssd_chunk_state", "wavemamba.ops.ssd_scan"),
+                             ("mamba_ssm.modules.mamba2_simple", "mamba2.Mamba2"),
+                             ("mamba_ssm.distributed.tensor_parallel", "fsdp"),
+                             ("causal_conv1d.other", "docs/migrate.md")):  # fmt: skip
+            with pytest.raises(ModuleNotFoundError, match=f"not offered by wavemamba.compat; .*{remedy}"):
+                importlib.import_module(name)
+        finders = list(sys.meta_path)
         compat.install()  # again
+        assert sys.meta_path == finders
         assert all(line.reason is not None for line in backends() if line.backend == "mamba_ssm")
     finally:
         compat.uninstall()
     assert not {"mamba_ssm", "causal_conv1d", "selective_scan_cuda", "mamba_ssm.ops"} & set(sys.modules)
+    assert sys.meta_path == finders[:-1]
 
 
 def test_working_packages_are_left_alone(tmp_path, monkeypatch):

@@ -15,6 +15,9 @@ from torch.export import Dim
 
 from wavemamba import ConfigError, DiMSUMBlock, MambaMixer, ShapeError, SpatialMambaBlock, WaveletMambaBlock, ops
 from wavemamba.blocks import EinFFT
+from wavemamba.compat.mamba_ssm import Mamba, Mamba2, MambaLMHeadModel
+from wavemamba.compat.mamba_ssm.models.config_mamba import MambaConfig
+from wavemamba.compat.mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from wavemamba.errors import BackendUnavailable, ExportError, WavemambaError
 from wavemamba.integrations.onnx import export_onnx, translations
 from wavemamba.layers import GLAMixer, Mamba2Mixer
@@ -58,6 +61,53 @@ class Calls(nn.Module):
 
     def forward(self, *inputs):
         return self.function(*inputs)
+
+
+def language_model(layer):
+    options = {"layer": layer, "d_state": 4, **({"headdim": DIM} if layer == "Mamba2" else {})}
+    model = MambaLMHeadModel(MambaConfig(d_model=DIM, n_layer=2, vocab_size=20, ssm_cfg=options)).eval()
+    return Calls(lambda ids: model(ids).logits).eval()
+
+
+def four_directions(x):
+    """A scan over a grid (B, D, H, W) by rows and columns, from both ends, as Vision Mambas write it."""
+    dim, height, width = x.shape[1:]
+    paths = torch.stack([x.flatten(2), x.mT.flatten(2)], dim=1)
+    u = torch.cat([paths, paths.flip(-1)], dim=1).flatten(1, 2)
+    shared = u.unflatten(1, (4, dim))[:, :, :4]
+    y = selective_scan_fn(u, u, -torch.ones(4 * dim, 4), shared, shared, delta_softplus=True).unflatten(1, (4, dim))
+    y = y[:, :2] + y[:, 2:].flip(-1)
+    return y[:, 0].unflatten(2, (height, width)) + y[:, 1].unflatten(2, (width, height)).mT
+
+
+DROP_IN = {
+    "Mamba": (lambda: Mamba(DIM, d_state=4), (None, None, DIM)),
+    "Mamba2": (lambda: Mamba2(DIM, d_state=4, headdim=DIM // 2), (None, None, DIM)),
+    "a grid": (lambda: Calls(four_directions), (None, DIM, None, None)),
+}
+
+
+@pytest.mark.parametrize("name", DROP_IN)
+def test_what_is_written_against_mamba_ssm(name, tmp_path):
+    make, sizes = DROP_IN[name]
+    module, path = make().eval(), tmp_path / "module.onnx"
+    open_sides = {place: Dim(f"side{place}") for place, size in enumerate(sizes) if size is None}
+
+    def tokens(sides):
+        return torch.randn([next(sides) if size is None else size for size in sizes])
+
+    inputs = (tokens(iter((2, 6, 7))),)
+    export_onnx(module, inputs, path, dynamic_shapes=((open_sides,),) if name == "a grid" else (open_sides,))
+    for sides in ((2, 6, 7), (3, 11, 4)):
+        assert_same(path, module, tokens(iter(sides)))
+
+
+@pytest.mark.parametrize("layer", ["Mamba1", "Mamba2"])
+def test_language_models_of_mamba_ssm(layer, tmp_path):
+    module, path = language_model(layer), tmp_path / "model.onnx"
+    export_onnx(module, (torch.randint(0, 20, (2, 6)),), path, dynamic_shapes=(({0: BATCH, 1: Dim("length")},),))
+    for shape in ((2, 6), (3, 11)):
+        assert_same(path, module, torch.randint(0, 20, shape))
 
 
 def test_the_scan_with_all_that_it_takes(tmp_path):

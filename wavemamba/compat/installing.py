@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from importlib.abc import MetaPathFinder
 from types import ModuleType
+from typing import Any
 
 from wavemamba.errors import ConfigError
 from wavemamba.names import check_names
@@ -17,6 +19,31 @@ COMPILED = {
     "mamba_ssm": ("selective_scan_cuda", "selective_scan_cuda_core", "selective_scan_cuda_oflex"),
     "causal_conv1d": ("causal_conv1d_cuda",),
 }
+# What does the work of modules that are not offered, by how their names begin.
+INSTEAD = {
+    "mamba_ssm.ops.triton.ssd_": "wavemamba.ops.ssd_scan does the whole scan, with its gradients",
+    "mamba_ssm.modules.mamba2_simple": "mamba_ssm.modules.mamba2.Mamba2 is the same mixer, from zero states",
+    "mamba_ssm.distributed": "torch.distributed.fsdp shards a model",
+}
+
+
+class NotOffered(MetaPathFinder):
+    """Comes last in the search for a module: the error of a sub-module that is not offered says what is instead."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> None:
+        """Find nothing.
+
+        Raises:
+            ModuleNotFoundError: the module would be part of a package whose name is ours now.
+        """
+        package = fullname.partition(".")[0]
+        if package in PACKAGES and _is_ours(sys.modules.get(package)):
+            remedies = (remedy for start, remedy in INSTEAD.items() if fullname.startswith(start))
+            remedy = next(remedies, "wavemamba's docs/migrate.md lists what is there")
+            raise ModuleNotFoundError(f"{fullname}: not offered by wavemamba.compat; {remedy}", name=fullname)
+
+
+LAST_FINDER = NotOffered()
 
 
 def install(*packages: str) -> None:
@@ -48,6 +75,8 @@ def install(*packages: str) -> None:
             sys.modules[found.name.removeprefix("wavemamba.compat.")] = module
         for name in COMPILED[package]:
             sys.modules[name] = importlib.import_module(f"wavemamba.compat.{name}")
+    if LAST_FINDER not in sys.meta_path:
+        sys.meta_path.append(LAST_FINDER)
 
 
 def uninstall(*packages: str) -> None:
@@ -61,6 +90,8 @@ def uninstall(*packages: str) -> None:
         names = (package, PACKAGES[package], *COMPILED[package])
         for name in [known for known in sys.modules if known in names or known.startswith(f"{package}.")]:
             del sys.modules[name]
+    if LAST_FINDER in sys.meta_path and not any(_is_ours(sys.modules.get(package)) for package in PACKAGES):
+        sys.meta_path.remove(LAST_FINDER)
 
 
 def _works(package: str) -> bool:

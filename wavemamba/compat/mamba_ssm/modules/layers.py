@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wavemamba.compat.causal_conv1d import causal_conv1d_update
 from wavemamba.dtypes import accumulation_dtype
-from wavemamba.errors import ConfigError
+from wavemamba.errors import ConfigError, ShapeError
 from wavemamba.ops import causal_conv1d
 
 
@@ -67,22 +67,48 @@ class StepSize(nn.Linear):
         return product.to(wide) if self.bias is None else product.to(wide) + self.bias.to(wide)
 
 
-def kept_states(module: Any, inference_params: Any, batch: int, fresh: bool = False) -> tuple[Tensor, Tensor]:
-    """The convolution's and the scan's states of a layer in `inference_params`, made where they are missing.
+ONE_BY_ONE = "a sequence that has begun goes on one token at a time"
+
+
+def check_tokens(hidden_states: Tensor, expected: tuple[int | None, ...], remedy: str = "") -> None:
+    """Compare the tokens' shape with the one expected, where None stands for any size.
+
+    Raises:
+        ShapeError: it is another.
+    """
+    shape = hidden_states.shape
+    if len(shape) != len(expected) or any(size not in (None, n) for n, size in zip(shape, expected, strict=True)):
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ShapeError(f"hidden_states: expected ({sizes}), got {tuple(shape)}" + (f"; {remedy}" if remedy else ""))
+
+
+def kept_states(
+    module: Any, inference_params: Any, batch: int, fresh: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """A layer's states in `inference_params`, made by its `allocate_inference_cache` where they are missing.
+
+    A sequence that begins (`seqlen_offset` 0) with another batch gets new ones.
 
     Raises:
         ConfigError: the layer has no `layer_idx`.
+        ShapeError: the batch is not the one that the sequence began with.
     """
     if module.layer_idx is None:
         raise ConfigError("layer_idx: expected the layer's number with inference_params, got None; pass layer_idx")
     held = inference_params.key_value_memory_dict
-    if module.layer_idx not in held:
-        held[module.layer_idx] = module.allocate_inference_cache(batch, inference_params.max_seqlen)
-    conv_state, ssm_state = held[module.layer_idx]
+    begins = inference_params.seqlen_offset == 0
+    if module.layer_idx not in held or (begins and held[module.layer_idx][0].shape[0] != batch):
+        held[module.layer_idx] = module.allocate_inference_cache(batch, inference_params.max_seqlen, dtype=dtype)
+    states: tuple[Tensor, Tensor] = held[module.layer_idx]
+    if states[0].shape[0] != batch:
+        raise ShapeError(
+            f"hidden_states: expected a batch of {states[0].shape[0]}, which the sequence began with, got {batch}; "
+            "begin another one with InferenceParams.reset"
+        )
     if fresh:
-        conv_state.zero_()
-        ssm_state.zero_()
-    return conv_state, ssm_state
+        for state in states:
+            state.zero_()
+    return states
 
 
 def keep_last_inputs(conv_state: Tensor, x: Tensor) -> None:

@@ -9,11 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavemamba.compat.causal_conv1d import causal_conv1d_varlen_states
-from wavemamba.compat.mamba_ssm.modules.layers import CausalConv1d, keep_last_inputs, kept_states
+from wavemamba.compat.mamba_ssm.modules.layers import (
+    ONE_BY_ONE,
+    CausalConv1d,
+    check_tokens,
+    keep_last_inputs,
+    kept_states,
+)
 from wavemamba.compat.mamba_ssm.ops.triton.layernorm_gated import RMSNorm
 from wavemamba.compat.mamba_ssm.ops.triton.selective_state_update import selective_state_update
 from wavemamba.compat.mamba_ssm.ops.triton.ssd_combined import NO_LIMIT, mamba_chunk_scan_combined
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.dtypes import accumulation_dtype
+from wavemamba.errors import ConfigError
 from wavemamba.layers.mixers.convolved import initial_step_sizes
 
 __all__ = ["Mamba2"]
@@ -130,7 +137,12 @@ class Mamba2(nn.Module):
             seq_idx: (B, L), the sequence of each step.
             cu_seqlens: (S + 1,), where packed sequences begin, to keep the states of each in `inference_params`.
             inference_params: keeps the states; a later call continues from them.
+
+        Raises:
+            ShapeError: the shape is another, or the batch not the one that the states were made for.
+            ConfigError: states are to be kept without `layer_idx`.
         """
+        check_tokens(u, (None, self.d_model) if seqlen is not None else (None, None, self.d_model))
         x = u if seqlen is None else u.unflatten(0, (-1, seqlen))
         conv_state: Tensor | None = None
         ssm_state: Tensor | None = None
@@ -174,15 +186,15 @@ class Mamba2(nn.Module):
         """Mix the next token (B, 1, C); the states, of `allocate_inference_cache`, are updated in place.
 
         Raises:
-            ShapeError: there is more than one token.
+            ShapeError: the shape is another.
         """
-        if hidden_states.shape[1] != 1:
-            raise ShapeError(f"hidden_states: expected (B, 1, C), one token, got {tuple(hidden_states.shape)}")
+        check_tokens(hidden_states, (None, 1, self.d_model), ONE_BY_ONE)
         gate0, x0, z, xBC, dt = self._split(self.in_proj(hidden_states.squeeze(1)))
         values, B, C = self._heads(self.conv1d(xBC, activation="silu", conv_state=conv_state))
         heads, width, states = self.nheads, self.headdim, self.d_state
         skip = self.D.unflatten(0, (-1, width)) if self.D_has_hdim else self.D[:, None].expand(heads, width)
-        sizes = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.dt_limit)
+        wide = accumulation_dtype(dt.dtype)
+        sizes = F.softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*self.dt_limit)
         y = selective_state_update(
             ssm_state,
             values,

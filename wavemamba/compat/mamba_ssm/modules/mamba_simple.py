@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from wavemamba.compat.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from wavemamba.compat.mamba_ssm.modules.block import LegacyBlock as Block
 from wavemamba.compat.mamba_ssm.modules.layers import (
+    ONE_BY_ONE,
     CausalConv1d,
     StepSize,
+    check_tokens,
     keep_last_inputs,
     kept_states,
 )
 from wavemamba.compat.mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 from wavemamba.compat.mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
 from wavemamba.compat.mamba_ssm.ops.triton.selective_state_update import selective_state_update
-from wavemamba.errors import ConfigError, ShapeError
+from wavemamba.errors import ConfigError
 from wavemamba.layers.mixers.convolved import initial_step_sizes
 from wavemamba.ops import selective_scan
 
@@ -141,7 +143,13 @@ class Mamba(nn.Module):
         setattr(self, name, parameter)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
-        """Mix (B, L, C); with `inference_params` the states are kept, and a later call continues from them."""
+        """Mix (B, L, C); with `inference_params` the states are kept, and a later call continues from them.
+
+        Raises:
+            ShapeError: the shape is another, or the batch not the one that the states were made for.
+            ConfigError: the mixer has two directions and is to continue, or states are to be kept without `layer_idx`.
+        """
+        check_tokens(hidden_states, (None, None, self.d_model))
         conv_state: Tensor | None = None
         ssm_state: Tensor | None = None
         if inference_params is not None:
@@ -191,11 +199,10 @@ class Mamba(nn.Module):
         """Mix the next token (B, 1, C); the states, of `allocate_inference_cache`, are updated in place.
 
         Raises:
-            ShapeError: there is more than one token.
+            ShapeError: the shape is another.
             ConfigError: the mixer has two directions.
         """
-        if hidden_states.shape[1] != 1:
-            raise ShapeError(f"hidden_states: expected (B, 1, C), one token, got {tuple(hidden_states.shape)}")
+        check_tokens(hidden_states, (None, 1, self.d_model), ONE_BY_ONE)
         if self.bimamba_type != "none":
             raise ConfigError("step: expected one direction, got two; a backward scan needs the whole sequence")
         x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)

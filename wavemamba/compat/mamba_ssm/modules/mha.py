@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavemamba.compat.mamba_ssm.modules.layers import CausalConv1d, keep_last_inputs
-from wavemamba.errors import ConfigError
+from wavemamba.compat.mamba_ssm.modules.layers import CausalConv1d, check_tokens, keep_last_inputs, kept_states
+from wavemamba.errors import ConfigError, ShapeError
 
 __all__ = ["MHA"]
 
@@ -101,24 +101,27 @@ class MHA(nn.Module):
 
         Raises:
             ConfigError: the layer has no `layer_idx`.
+            ShapeError: the shape is another, the batch is not the one that the sequence began with, or there are more
+                tokens than room was made for.
         """
-        offset, held = 0, None
+        check_tokens(x, (None, None, self.in_proj.in_features))
+        offset: int = 0
+        held: tuple[Tensor, Tensor | None] | None = None
         if inference_params is not None:
-            if self.layer_idx is None:
-                raise ConfigError("layer_idx: expected the layer's number with inference_params, got None")
-            memory = inference_params.key_value_memory_dict
-            if self.layer_idx not in memory:
-                memory[self.layer_idx] = self.allocate_inference_cache(
-                    x.shape[0], inference_params.max_seqlen, dtype=x.dtype
+            offset = inference_params.seqlen_offset
+            held = kept_states(self, inference_params, x.shape[0], dtype=x.dtype)
+            if offset + x.shape[1] > held[0].shape[1]:
+                raise ShapeError(
+                    f"hidden_states: expected at most {held[0].shape[1]} tokens in all, which inference_params has "
+                    f"room for, got {offset + x.shape[1]}; raise max_seqlen"
                 )
-            offset, held = inference_params.seqlen_offset, memory[self.layer_idx]
         qkv, mlp = self.in_proj(x).split([self.qkv_dim, self.mlp_dim], dim=-1)
         if self.d_conv > 0:
             qkv = self._convolve(qkv, offset, None if held is None else held[1])
         heads = qkv.unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.split([self.num_heads, self.num_heads_kv, self.num_heads_kv], dim=2)
         if held is not None:
-            rows, end = held[0][: x.shape[0]], offset + x.shape[1]
+            rows, end = held[0], offset + x.shape[1]
             with torch.no_grad():
                 rows[:, offset:end] = torch.stack([k, v], dim=2)
             k, v = rows[:, :end].unbind(2)

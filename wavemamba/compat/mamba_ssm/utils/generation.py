@@ -98,7 +98,8 @@ def decode(
         top_p: see `sample`.
         min_p: see `sample`.
         temperature: see `sample`.
-        repetition_penalty: divides the positive logits of tokens that came already, and multiplies the negative ones.
+        repetition_penalty: divides the positive logits of tokens that came already, and multiplies the negative ones;
+            > 0, 1 changes nothing.
         eos_token_id: stop when all rows have it.
         teacher_outputs: (B, T), tokens to take instead of chosen ones.
         vocab_size: logits that count; None: all.
@@ -106,7 +107,12 @@ def decode(
         enable_timing: accepted.
         output_scores: keep the logits.
         streamer: has `put(ids)` and `end()`.
+
+    Raises:
+        ConfigError: `temperature` or `repetition_penalty` is not above 0.
     """
+    if not repetition_penalty > 0:
+        raise ConfigError(f"repetition_penalty: expected > 0, got {repetition_penalty}; 1 changes nothing")
     params = InferenceParams(max_seqlen=max_length, max_batch_size=input_ids.shape[0])
     sequence, scores, last = input_ids, [], input_ids
     if streamer is not None:
