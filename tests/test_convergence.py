@@ -190,7 +190,7 @@ def test_steps_to_a_distance_are_read_between_the_points():
 
 
 def test_a_lead_is_the_ratio_of_steps_with_its_interval():
-    from curves import Measured, interval, lead
+    from curves import Measured, interval, lead, ratio_interval
     from scipy import stats
     from table import ROWS
 
@@ -214,6 +214,7 @@ def test_a_lead_is_the_ratio_of_steps_with_its_interval():
     assert far.ratio.mean == pytest.approx(9 / math.prod(steps) ** (1 / 3))
     assert lead(runs(3.0), theirs, 2**-2.2).at_least, "ours is there before it is judged"
     assert interval([3.0]) == (3.0, -math.inf, math.inf, 1)
+    assert ratio_interval([3.0]) == (pytest.approx(3.0), 0.0, math.inf, 1)
 
 
 def test_the_page_of_results_is_the_one_of_the_committed_results():

@@ -81,7 +81,7 @@ def interval(values: Sequence[float]) -> Interval:
 def ratio_interval(values: Sequence[float]) -> Interval:
     """The same of ratios: geometric mean, and the interval of their logarithms."""
     mean, low, high, count = interval([math.log(value) for value in values])
-    return Interval(*(math.exp(min(x, 700.0)) for x in (mean, low, high)), count)
+    return Interval(*(math.exp(x) if x < 700 else math.inf for x in (mean, low, high)), count)
 
 
 def steps_to(curve: Sequence[Mapping[str, float]], distance: float) -> float | None:
