@@ -13,6 +13,7 @@ from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_
 from wavemamba.ops.cpu.math import sigmoid
 from wavemamba.ops.cpu.memory import (
     aligned,
+    clear,
     fetch_row,
     fetch_row_before,
     load_channels,
@@ -77,8 +78,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     zeros = weights + width * _ROW
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
-    for at in range(0, _ROW, VECTOR_BYTES):
-        store(zeros + at, splat(0.0))
+    clear(zeros, _ROW)
     done = 0
     while True:
         item = take_item(jobs.ctypes.data)
@@ -125,8 +125,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     zeros = ring + width * _ROW
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
-    for at in range(0, _ROW, VECTOR_BYTES):
-        store(zeros + at, splat(0.0))
+    clear(zeros, _ROW)
     done = 0
     while True:
         item = take_item(jobs.ctypes.data)
@@ -138,8 +137,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
         load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
-        for at in range(0, (2 * width + 1) * _ROW, VECTOR_BYTES):
-            store(dweights + at, splat(0.0))
+        clear(dweights, (2 * width + 1) * _ROW)
         for step in range(length - 1, -width, -1):
             slot = ring + _ROW * (step % width)
             if step >= 0:
@@ -174,8 +172,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             if (
                 firsts != 0 and step > 0 and get_int(firsts + 8 * step) == step
             ):  # the steps before are of another sequence
-                for at in range(0, width * _ROW, VECTOR_BYTES):
-                    store(ring + at, splat(0.0))
+                clear(ring, width * _ROW)
         vector = b * job.channels + first
         store_matrix(dweights, job.dweight + 4 * vector * width, channels, width, BLOCK)
         for j in range(0, channels, LANES):

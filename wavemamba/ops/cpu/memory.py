@@ -121,10 +121,16 @@ def aligned(address):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
+def clear(address, size):  # type: ignore[no-untyped-def]  # numba infers
+    """Zeros in so many bytes, whole vectors of them."""
+    for at in range(address, address + size, VECTOR_BYTES):
+        store(at, splat(0.0))
+
+
+@inline
 def load_matrix(source, target, count, columns, block, padded, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of a (count, columns) matrix to columns of a (padded, block) tile, times `factor`; absent ones are 0."""
-    for at in range(target, target + 4 * padded * block, VECTOR_BYTES):
-        store(at, splat(0.0))
+    clear(target, 4 * padded * block)
     if source != 0:
         for e in range(count):
             for n in range(columns):

@@ -15,7 +15,7 @@ from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product
-from wavemamba.ops.cpu.memory import aligned, load_some, row_address
+from wavemamba.ops.cpu.memory import aligned, clear, load_some, row_address
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -42,8 +42,7 @@ ATTENTION_BACKWARD = Job(
 @inline
 def _turn(rows, b, first, count, offset, width, target, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of a head to lanes, `width` vectors of them, times a factor; zeros in the lanes of no row."""
-    for c in range(width):
-        store(target + c * VECTOR_BYTES, splat(0.0))
+    clear(target, width * VECTOR_BYTES)
     for i in range(count):
         row = row_address(rows, b, first + i) + offset
         for c in range(width):
@@ -53,8 +52,10 @@ def _turn(rows, b, first, count, offset, width, target, factor):  # type: ignore
 
 
 @inline
-def _turn_back(rows, b, first, count, offset, width, source):  # type: ignore[no-untyped-def]  # numba infers
-    """Lanes to rows of a head."""
+def _turn_back(rows, b, first, count, offset, width, source, factors):  # type: ignore[no-untyped-def]  # numba infers
+    """Lanes to rows of a head, each times its factor."""
+    for c in range(width):
+        store(source + c * VECTOR_BYTES, load(source + c * VECTOR_BYTES) * factors)
     for i in range(count):
         row = row_address(rows, b, first + i) + offset
         for c in range(width):
@@ -93,12 +94,6 @@ def _add_products(sums, p, q, r, s, a, b, c, d, width):  # type: ignore[no-untyp
         total = total + q * broadcast(b + 4 * i)
         total = total + r * broadcast(c + 4 * i)
         store(sums + i * VECTOR_BYTES, total + s * broadcast(d + 4 * i))
-
-
-@inline
-def _clear(sums, width):  # type: ignore[no-untyped-def]  # numba infers
-    for c in range(width):
-        store(sums + c * VECTOR_BYTES, splat(0.0))
 
 
 @inline
@@ -149,7 +144,7 @@ def attention(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 a = where_less(a, c, c, a)
                 most = where_less(most, a, a, most)
             total = splat(0.0)
-            _clear(sums, width)
+            clear(sums, width * VECTOR_BYTES)
             for j in range(0, keys, 4):
                 at = scores + j * VECTOR_BYTES
                 p0, p1 = _power(load(at) - most), _power(load(at + VECTOR_BYTES) - most)
@@ -157,10 +152,7 @@ def attention(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 total = total + ((p0 + p1) + (p2 + p3))
                 v0, v1, v2, v3 = _four(job.v, b, j, keys - 1, offset)
                 _add_products(sums, p0, p1, p2, p3, v0, v1, v2, v3, width)
-            part = splat(1.0) / total
-            for c in range(width):
-                store(sums + c * VECTOR_BYTES, load(sums + c * VECTOR_BYTES) * part)
-            _turn_back(job.y, b, first, count, offset, width, sums)
+            _turn_back(job.y, b, first, count, offset, width, sums, splat(1.0) / total)
             store(turned, most)
             store(sums, total)
             for i in range(count):
@@ -204,7 +196,7 @@ def attention_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             store(means + 4 * first, mean)
             _turn(job.q, b, first, count, offset, width, turned, factor)
             logs = load_some(job.logs + 4 * (item * queries + first), count, spare)
-            _clear(sums, width)
+            clear(sums, width * VECTOR_BYTES)
             for j in range(0, keys, 4):
                 k0, k1, k2, k3 = _four(job.k, b, j, keys - 1, offset)
                 v0, v1, v2, v3 = _four(job.v, b, j, keys - 1, offset)
@@ -219,15 +211,13 @@ def attention_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 if j + 3 >= keys:
                     d3 = none
                 _add_products(sums, d0, d1, d2, d3, k0, k1, k2, k3, width)
-            for c in range(width):
-                store(sums + c * VECTOR_BYTES, load(sums + c * VECTOR_BYTES) * scale)
-            _turn_back(job.dq, b, first, count, offset, width, sums)
+            _turn_back(job.dq, b, first, count, offset, width, sums, scale)
         for first in range(0, keys, LANES):
             count = min(LANES, keys - first)
             _turn(job.k, b, first, count, offset, width, turned, factor)
             _turn(job.v, b, first, count, offset, width, other, 1.0)
-            _clear(sums, width)
-            _clear(more, width)
+            clear(sums, width * VECTOR_BYTES)
+            clear(more, width * VECTOR_BYTES)
             for j in range(0, queries, 4):
                 q0, q1, q2, q3 = _four(job.q, b, j, queries - 1, offset)
                 g0, g1, g2, g3 = _four(job.g, b, j, queries - 1, offset)
@@ -246,9 +236,7 @@ def attention_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 d0, d1 = p0 * (d0 - broadcast(mean)), p1 * (d1 - broadcast(mean + 4))
                 d2, d3 = p2 * (d2 - broadcast(mean + 8)), p3 * (d3 - broadcast(mean + 12))
                 _add_products(sums, d0, d1, d2, d3, q0, q1, q2, q3, width)
-            for c in range(width):
-                store(sums + c * VECTOR_BYTES, load(sums + c * VECTOR_BYTES) * scale)
-            _turn_back(job.dk, b, first, count, offset, width, sums)
-            _turn_back(job.dv, b, first, count, offset, width, more)
+            _turn_back(job.dk, b, first, count, offset, width, sums, scale)
+            _turn_back(job.dv, b, first, count, offset, width, more, splat(1.0))
         done += 1
     finish(jobs.ctypes.data, done, scratch)

@@ -13,7 +13,7 @@ from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import sigmoid
-from wavemamba.ops.cpu.memory import aligned, load_at, load_some, row_address, store_at, store_some
+from wavemamba.ops.cpu.memory import aligned, clear, load_at, load_some, row_address, store_at, store_some
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -89,8 +89,7 @@ def rms_norm_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
             break
-        for at in range(shares, shares + padded, VECTOR_BYTES):
-            store(at, splat(0.0))
+        clear(shares, padded)
         for row in range(item * job.run, min((item + 1) * job.run, job.rows)):
             source, flowing = row_address(job.x, 0, row), row_address(job.g, 0, row)
             factor = get_float(job.scales + 4 * row)
@@ -232,8 +231,7 @@ def scale_rows_backward(pointer):  # type: ignore[no-untyped-def]  # numba infer
         b = item // job.runs
         first = item % job.runs * job.run
         scale = row_address(job.scale, b, 0)
-        for at in range(scales, scales + 2 * padded, VECTOR_BYTES):
-            store(at, splat(0.0))
+        clear(scales, 2 * padded)
         for row in range(first, min(first + job.run, job.rows)):
             source, flowing, target = (
                 row_address(job.x, b, row),

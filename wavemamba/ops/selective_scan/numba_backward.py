@@ -8,6 +8,7 @@ from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LN_2, LOG2_E, exp2_product, sigmoid, softplus_and_slope
 from wavemamba.ops.cpu.memory import (
     aligned,
+    clear,
     fetch_row,
     load_matrix,
     load_some,
@@ -97,10 +98,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         dlast = 0 if job.dlast == 0 else job.dlast + vector_offset * states
         load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
         load_matrix(dlast, adjoint, channels, states, block, N, 1.0)
-        for at in range(0, tile, VECTOR_BYTES):
-            store(dA_tile + at, splat(0.0))
-        for at in range(0, 8 * block, VECTOR_BYTES):
-            store(dD_sums + at, splat(0.0))
+        clear(dA_tile, tile)
+        clear(dD_sums, 8 * block)
         for chunk in range(chunks - 1, -1, -1):
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
@@ -109,8 +108,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             start = starts_here(starts, first)
             load_projections(job.B, B_tile, job, b, g, first, steps, N)
             load_projections(job.C, C_tile, job, b, g, first, steps, N)
-            for at in range(0, N * STEPS, VECTOR_BYTES):
-                store(sums + at, splat(0.0))
+            clear(sums, N * STEPS)
             for j in range(0, channels, LANES):
                 channel = first_channel + j
                 count = channels - j
