@@ -66,6 +66,18 @@ def test_a_layer_and_its_gradients(onednn):
     assert all(relative_error(a, b) < TOLERANCE for a, b in zip(found, exact, strict=True))
 
 
+@pytest.mark.parametrize("columns", [2, 8, 64])
+def test_the_gradient_of_a_weight_for_many_rows(onednn, columns):
+    """The smaller factor is copied; the result lies as any other product."""
+    torch.manual_seed(0)
+    for wide, narrow in itertools.product((torch.randn(2048, 128), torch.randn(128, 2048).t()), layouts(2048, columns)):
+        exact = wide.double().t() @ narrow.double()
+        for found, wanted in ((wide.t() @ narrow, exact), (narrow.t() @ wide, exact.t())):
+            assert relative_error(found, wanted) < TOLERANCE
+            assert found.is_contiguous()
+    assert ran(lambda: wide.t() @ torch.randn(2048, columns))
+
+
 def test_it_computes_what_is_large_enough_and_nothing_after_it_was_undone(onednn):
     x, small, layer = torch.randn(64, 128), torch.randn(4, 4), nn.Linear(128, 256)
     assert ran(lambda: layer(x))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 _LEAST = 2**20
 """Multiplications from which the call that is added, 1.5 µs, does not show."""
+_LEAST_NARROW = 2**17
+"""The same for results of two to eight columns, which MKL takes four times as long for."""
 _library: torch.library.Library | None = None
 
 
@@ -90,7 +92,7 @@ def _worth_it(a: Tensor, b: Tensor) -> bool:
         and b.dtype is torch.float32
         and a.dim() == 2 == b.dim()
         and a.shape[1] == b.shape[0]
-        and a.shape[0] * b.numel() >= _LEAST
+        and a.shape[0] * b.numel() >= (_LEAST_NARROW if 1 < b.shape[1] <= 8 else _LEAST)
         and (b.is_contiguous() or b.t().is_contiguous())
     )
 
@@ -104,9 +106,25 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None and _is_cheaper_turned(a, b):
+        return _linear(b.t(), a, None).t().contiguous()
+    return _linear(a, b.t(), bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # The op that PyTorch's own compiler computes Linear layers with: x @ weight.t() + bias, the weight as it is.
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
+
+
+def _is_cheaper_turned(a: Tensor, b: Tensor) -> bool:
+    """Whether `(b.t() @ a.t()).t()` copies less: the op makes its first factor dense.
+
+    So it is with the gradient of most weights, `gradient.t() @ x`, for many rows of few channels.
+    """
+    (rows, inner), columns = a.shape, b.shape[1]
+    copied_turned = 0 if b.t().is_contiguous() else inner * columns
+    return not a.is_contiguous() and rows * inner > copied_turned + 2 * rows * columns
 
 
 def _agrees() -> bool:
