@@ -9,7 +9,7 @@ Three models: that of the demo (64 wide, 16 tokens, batch 128), and a DiMSUM and
 sleeping     threads sleep between operations, products by MKL, PyTorch's own passes, AdamW tensor by tensor
 spinning     threads spin, as OpenMP has it by itself
 set-up       what set_up_cpu takes on an idle machine: threads spin briefly, freed memory stays, the faster products
-one-pass     the same, and norms, modulations, gates, GELUs and attention in one pass each, as the layers have them
+one-pass     the same, and norms, gated GELUs and attention in one pass each, as the layers have them
 fused        the same, and AdamW in one kernel, as the Trainer has it
 compiled     the same, and every block compiled by itself
 

@@ -16,14 +16,6 @@ from wavemamba.ops import fused
 EPS = 1e-5
 
 
-def scale_and_shift(batch, grid, width):
-    return fused.scale_and_shift, [(batch, *grid, width), (batch, width), (batch, width)]
-
-
-def scale_and_add_rows(batch, grid, width):
-    return fused.scale_and_add_rows, [(batch, *grid, width), (batch, width), (batch, *grid, width)]
-
-
 def rms_norm(batch, grid, width):
     return lambda x, weight: fused.rms_norm(x, weight, EPS), [(batch, *grid, width), (width,)]
 
@@ -37,9 +29,15 @@ def attention(batch, grid, width):
     return lambda q, k, v: attend(q, k, v, 2), [tokens] * 3
 
 
-FUNCTIONS = [scale_and_shift, scale_and_add_rows, rms_norm, gated_gelu, attention]
+FUNCTIONS = [rms_norm, gated_gelu, attention]
 OF_ALL_ORDERS = FUNCTIONS[:-1]  # PyTorch's own attention has neither a second derivative on the CPU nor forward mode
 SIZES = [(2, (3,), 32), (3, (2, 5), 70), (1, (300,), 7), (2, (1,), 3), (1, (200, 2), 129)]
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch):
+    """The kernels compute what is small, too."""
+    monkeypatch.setattr(fused.Fused, "least", 1)
 
 
 @pytest.fixture(params=FUNCTIONS, ids=lambda make: make.__name__)
@@ -88,7 +86,7 @@ def test_value_and_gradients_are_those_in_float64(make, size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", [scale_and_shift, scale_and_add_rows, gated_gelu, attention])
+@pytest.mark.parametrize("make", [gated_gelu, attention])
 def test_bfloat16_is_rounded_once(make, size):
     function, shapes = make(*size)
     inputs = draw(shapes, dtype=torch.bfloat16)
@@ -104,8 +102,6 @@ def test_bfloat16_is_rounded_once(make, size):
         assert torch.equal(function(*strided), y)
     with torch.autocast("cpu", torch.bfloat16):
         assert is_kernel(function(*inputs))
-    if make in (scale_and_shift, scale_and_add_rows):
-        assert not is_kernel(function(inputs[0], *(x.float() for x in inputs[1:])))
 
 
 def test_strided_inputs_and_gradients(make):
@@ -274,11 +270,21 @@ def test_attention_to_what_is_far_away_or_no_number():
         torch.testing.assert_close(attend(q, change, v, 2).double(), exact, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
-def test_vectors_that_are_broadcast_go_to_pytorch():
-    x, one = torch.randn(3, 4, 8), torch.randn(1, 8)
-    torch.testing.assert_close(fused.scale_and_shift(x, one, one), x * (1 + one[:, None]) + one[:, None])
+def test_what_is_small_is_plain_text(make, monkeypatch):
+    function, shapes = make(2, (8, 2), 16)
+    inputs = draw(shapes, dtype=torch.float32)
+    monkeypatch.setattr(fused.Fused, "least", inputs[0].numel())
+    y, found = gradients(function, inputs)
+    assert is_kernel(y)
+    monkeypatch.setattr(fused.Fused, "least", inputs[0].numel() + 1)
+    plain, exact = gradients(function, inputs)
+    assert not is_kernel(plain)
+    torch.testing.assert_close((y, *found), (plain, *exact))
+
+
+def test_a_weight_of_another_width_goes_to_pytorch():
     with pytest.raises(RuntimeError, match=r"shape"):
-        fused.rms_norm(x, torch.randn(7), EPS)
+        fused.rms_norm(torch.randn(3, 4, 8), torch.randn(7), EPS)
 
 
 @pytest.mark.parametrize("value", [1e15, -1e15, float("nan")])

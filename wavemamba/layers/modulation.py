@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from wavemamba.ops.fused import scale_and_add_rows, scale_and_shift
 
 
 class Modulation(NamedTuple):
@@ -16,6 +15,11 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+def _over_tokens(vector: Tensor, like: Tensor) -> Tensor:
+    """View a (B, C) vector so that it broadcasts over the token axes of `like`, (B, ..., C)."""
+    return vector.view(vector.shape[0], *(1 for _ in range(like.dim() - 2)), vector.shape[-1])
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -29,7 +33,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (B, ..., C).
     """
-    return scale_and_shift(x, scale, shift)
+    return torch.addcmul(_over_tokens(shift, x), x, _over_tokens(1 + scale, x))
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
@@ -43,7 +47,7 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor | None) -> Tensor:
     Returns:
         (B, ..., C).
     """
-    return x + update if gate is None else scale_and_add_rows(update, gate, x)
+    return x + update if gate is None else torch.addcmul(x, _over_tokens(gate, x), update)
 
 
 class AdaLN(nn.Module):

@@ -21,9 +21,10 @@ class Fused:
     """A function of tensors: its plain text everywhere, a kernel where nobody looks into it.
 
     The kernel runs eagerly, on float32 tensors on the CPU, or bfloat16 ones where it reads them, and computes in
-    float32. In graphs and under whatever else watches single operations (modes, subclasses, traces), under `torch.func`
-    and in forward mode the plain text runs. A second derivative is that of the plain text: the first one is computed
-    by it wherever it is differentiated again.
+    float32. It takes some ten microseconds to call, so that few numbers go through the plain text. In graphs and under
+    whatever else watches single operations (modes, subclasses, traces), under `torch.func` and in forward mode the
+    plain text runs. A second derivative is that of the plain text: the first one is computed by it wherever it is
+    differentiated again.
 
     Args:
         plain: `(*inputs) -> y` in PyTorch's operations; inputs are tensors and numbers.
@@ -32,6 +33,9 @@ class Fused:
         fits: whether these inputs have the shapes that the kernel knows; PyTorch may broadcast others.
         dtypes: what the kernel reads and writes; all tensors of a call have one.
     """
+
+    least = 2**14
+    """Numbers of the first input from which the kernel is faster."""
 
     def __init__(
         self,
@@ -44,7 +48,8 @@ class Fused:
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Compute it."""
-        if not (_may_run_kernels(inputs, self.dtypes) and self.fits(*inputs)):
+        # In graphs nobody asks for a size, which would be fixed there.
+        if not (_may_run_kernels(inputs, self.dtypes) and inputs[0].numel() >= self.least and self.fits(*inputs)):
             return self.plain(*inputs)
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             y: Tensor = _Recorded.apply(self, *inputs)

@@ -23,21 +23,10 @@ def _lines(x: Tensor, read: Callable[[Tensor], Tensor] = float_rows) -> Tensor:
     return read(x.reshape(1, -1, x.shape[-1]))
 
 
-def _samples(x: Tensor, read: Callable[[Tensor], Tensor] = float_rows) -> Tensor:
-    """(B, ..., C) as (B, T, C) with dense rows, copied only if need be."""
-    return read(x.reshape(x.shape[0], -1, x.shape[-1]))
-
-
 def _run(rows_: int, width: int, most: int | None = None) -> int:
     """How many rows a work item has."""
     run = max(1, _NUMBERS_A_RUN // width)
     return run if most is None else max(run, -(-rows_ // most))
-
-
-def _all_rows(vector: Tensor) -> tuple[int, int, int, int]:
-    """A vector a sample, (B, C), as the rows of every token."""
-    place, batch, _, size = rows(vector.unsqueeze(1), may_be_narrow=True)
-    return place, batch, 0, size
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -116,72 +105,6 @@ def gated_gelu_backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
     )
     launch(kernels.gated_gelu_backward, job)
     return (dx,)
-
-
-def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`x * (1 + scale) + shift`."""
-    shift = kernel_rows(shift)
-    return _scale(x, scale, _all_rows(shift), 1.0), ()
-
-
-def scale_and_shift_backward(g: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of all three."""
-    return _scale_backward(g, x, scale, one=1.0, shifts=True)
-
-
-def scale_and_add_rows(x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`x * scale + base`."""
-    base = _samples(base, kernel_rows)
-    return _scale(x, scale, rows(base, may_be_narrow=True), 0.0), ()
-
-
-def scale_and_add_rows_backward(g: Tensor, x: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of all three; that of the base is `g` itself."""
-    dx, dscale, _ = _scale_backward(g, x, scale, one=0.0, shifts=False)
-    return dx, dscale, g
-
-
-def _runs(x: Tensor) -> dict[str, Any]:
-    """How (B, T, C) is divided."""
-    _, count, width = x.shape
-    run = _run(count, width)
-    return {"rows": count, "run": run, "width": width, "runs": -(-count // run)}
-
-
-def _scale(x: Tensor, scale: Tensor, base: tuple[int, int, int, int], one: float) -> Tensor:
-    lines, scale = _samples(x, kernel_rows), kernel_rows(scale)
-    y, runs = empty_rows(x.shape, x.dtype), _runs(lines)
-    job = kernels.SCALE.fill(
-        x.shape[0] * runs["runs"],
-        **runs,
-        one=one,
-        x=rows(lines, may_be_narrow=True),
-        scale=_all_rows(scale),
-        base=base,
-        y=rows(y.view(lines.shape), may_be_narrow=True),
-    )
-    launch(kernels.scale_rows, job)
-    return y
-
-
-def _scale_backward(g: Tensor, x: Tensor, scale: Tensor, *, one: float, shifts: bool) -> tuple[Tensor | None, ...]:
-    flowing, lines, scale = _samples(g), _samples(x), float_rows(scale)
-    runs = _runs(lines)
-    dx, dscale = empty_rows(x.shape), empty_rows((runs["runs"], *scale.shape))
-    dshift = empty_rows(dscale.shape) if shifts else None
-    job = kernels.SCALE_BACKWARD.fill(
-        x.shape[0] * runs["runs"],
-        **runs,
-        one=one,
-        g=rows(flowing),
-        x=rows(lines),
-        scale=_all_rows(scale),
-        dx=rows(dx.view(lines.shape)),
-        dscale=address(dscale),
-        dshift=address(dshift),
-    )
-    launch(kernels.scale_rows_backward, job)
-    return dx, sum_slices(dscale), None if dshift is None else sum_slices(dshift)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""The numba loops of norms, modulations and gates: rows of channels, channels in vector lanes.
+"""The numba loops of norms and gated GELUs: rows of channels, channels in vector lanes.
 
 A work item is a run of rows. Gradients of what all rows of an item share are summed there; the items' sums are added
 afterwards, in the same order for any number of threads.
@@ -31,10 +31,6 @@ NORM = Job(**_RUN, eps=np.float64, x=ROWS, weight=np.int64, y=ROWS, scales=np.in
 NORM_BACKWARD = Job(**_RUN, g=ROWS, x=ROWS, weight=np.int64, scales=np.int64, dx=ROWS, dweight=np.int64)
 GELU = Job(**_RUN, x=ROWS, y=ROWS)
 GELU_BACKWARD = Job(**_RUN, g=ROWS, x=ROWS, dx=ROWS)
-SCALE = Job(**_RUN, runs=np.int64, one=np.float64, x=ROWS, scale=ROWS, base=ROWS, y=ROWS)
-SCALE_BACKWARD = Job(
-    **_RUN, runs=np.int64, one=np.float64, g=ROWS, x=ROWS, scale=ROWS, dx=ROWS, dscale=np.int64, dshift=np.int64
-)
 
 
 @inline
@@ -176,79 +172,5 @@ def gated_gelu_backward(pointer):  # type: ignore[no-untyped-def]  # numba infer
                 slope = share + bend * (splat(1.0) + splat(3.0 * _CUBE) * a * a)
                 store_some(target + 4 * j, g * b * slope, width - j, spare)
                 store_some(target + 4 * (width + j), g * a * share, width - j, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
-
-
-@kernel(SCALE)
-def scale_rows(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    """`x * (one + scale) + base`; a vector a sample is rows that lie in one place. `runs` are those of a sample."""
-    jobs = carray(pointer, 1)
-    job = jobs[0]
-    width = job.width
-    scratch = allocate(2 * VECTOR_BYTES)
-    if scratch == 0:
-        return
-    spare = aligned(scratch)
-    one = splat(job.one)
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        b = item // job.runs
-        first = item % job.runs * job.run
-        for row in range(first, min(first + job.run, job.rows)):
-            for j in range(0, width, LANES):
-                factor = one + load_at(job.scale, b, 0, j, width - j, spare)
-                y = load_at(job.x, b, row, j, width - j, spare) * factor
-                y = y + load_at(job.base, b, row, j, width - j, spare)
-                store_at(job.y, b, row, j, y, width - j, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
-
-
-@kernel(SCALE_BACKWARD)
-def scale_rows_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    """Gradients; `dscale` and, where it is wanted, `dshift` (runs, B, C) are one run's share each."""
-    jobs = carray(pointer, 1)
-    job = jobs[0]
-    width = job.width
-    padded = VECTOR_BYTES * ((width + LANES - 1) // LANES)
-    scratch = allocate(2 * padded + 2 * VECTOR_BYTES)
-    if scratch == 0:
-        return
-    scales = aligned(scratch)
-    shifts = scales + padded
-    spare = shifts + padded
-    one = splat(job.one)
-    samples = job.count // job.runs
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        b = item // job.runs
-        first = item % job.runs * job.run
-        scale = row_address(job.scale, b, 0)
-        clear(scales, 2 * padded)
-        for row in range(first, min(first + job.run, job.rows)):
-            source, flowing, target = (
-                row_address(job.x, b, row),
-                row_address(job.g, b, row),
-                row_address(job.dx, b, row),
-            )
-            for j in range(0, width, LANES):
-                factor = one + load_some(scale + 4 * j, width - j, spare)
-                g = load_some(flowing + 4 * j, width - j, spare)
-                x = load_some(source + 4 * j, width - j, spare)
-                store(scales + 4 * j, load(scales + 4 * j) + g * x)
-                store(shifts + 4 * j, load(shifts + 4 * j) + g)
-                store_some(target + 4 * j, g * factor, width - j, spare)
-        place = 4 * (item % job.runs * samples + b) * width
-        for j in range(0, width, LANES):
-            store_some(job.dscale + place + 4 * j, load(scales + 4 * j), width - j, spare)
-            if job.dshift != 0:
-                store_some(job.dshift + place + 4 * j, load(shifts + 4 * j), width - j, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
