@@ -106,7 +106,7 @@ def _rivals(rows: Sequence[Row], results: Results, costs: Mapping[str, Mapping[s
     ]
     if found:
         curves = f"![Fréchet distance against steps, seconds and FLOPs](images/{_figure('curves', rows[0])})"
-        parts += [curves, _scores(found, real), _leads(found, costs)]
+        parts += [curves, _scores(found, real), _leads(found, _longest(RIVAL, rows[0], results), costs)]
     if tried:
         rates = f"![Held-out loss against the learning rate](images/{_figure('rates', rows[0])})"
         parts += ["### Learning rates", rates, _rates(tried)]
@@ -151,11 +151,18 @@ def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
     return f"{_table(rows)}\n\n{note}"
 
 
-def _leads(found: Sequence[Measured], costs: Mapping[str, Mapping[str, float]]) -> str:
+def _longest(name: str, beside: Row, results: Results) -> Measured | None:
+    """The longest runs of a model on the data and the path of a row: the others are their beginning."""
+    same = [row for row in ROWS if (row.name, row.data, row.path) == (name, beside.data, beside.path)]
+    found = [runs for row in same if row.group != "variants" and (runs := measured(row, results))]
+    return max(found, key=lambda runs: (len(runs.runs), runs.row.length), default=None)
+
+
+def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str, Mapping[str, float]]) -> str:
     names = {runs.row.name: runs for runs in found}
-    if not {BASE, RIVAL} <= names.keys():
+    if BASE not in names or rival is None:
         return ""
-    rival, others = names[RIVAL], [runs for runs in found if runs.row.name != RIVAL]
+    others = [runs for runs in found if runs.row.name != RIVAL]
     moments = [round(share * FULL.steps) for share in SHARES]
     distances = [interval(names[BASE].at(moment, "frechet")).mean for moment in moments]
     rows = [["", *(f"to {distance:.2f}" for distance in distances), "seconds a step", "GFLOP a step"]]
@@ -165,8 +172,9 @@ def _leads(found: Sequence[Measured], costs: Mapping[str, Mapping[str, float]]) 
         rows.append([runs.row.name, *cells, *(["", ""] if cost is None else _cost(cost))])
     note = (
         f"*How many times more steps {RIVAL} takes to a distance than the model of the line, with the {CONFIDENCE:.0%} "
-        f"interval over seeds; the distances are those that {BASE} has after {_listed(moments)} steps. At least: "
-        f"{RIVAL} did not get there within its runs, whose length is put in the place of its steps. In seconds the "
+        f"interval over seeds; the distances are those that {BASE} has after {_listed(moments)} steps; of {RIVAL} the "
+        f"runs of {rival.steps[-1]:,} steps are read. At least: it did not get there within them, and their length is "
+        "put in the place of its steps. In seconds the "
         "ratio is this one times the ratio of the seconds a step.*"
     )
     sentences = [_sentence(runs, rival, distances[-1], costs) for runs in others]
@@ -269,7 +277,7 @@ def _missing(results: Results) -> list[str]:
         done = sum(is_done(run, results) for run in final_runs(row, results))
         if done < len(SEEDS):
             path = f"{row.path}, {row.length} times as long" if row.length > 1 else row.path
-            name = row.name if row.name in RIVALS else f"{row.rate_of}, {row.name}"
+            name = row.name if row.name.startswith(tuple(RIVALS)) else f"{row.rate_of}, {row.name}"
             lacking.append(f"| {name} | {DATA[row.data]} | {path} | {done} of {len(SEEDS)} |")
     if not lacking:
         return []

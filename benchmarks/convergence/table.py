@@ -173,6 +173,8 @@ ROWS = (
         for name, change in variants.items()
     ),
     *_rivals(ABLATED, DIFFERENT, path="linear"),
+    # What is best for a short run diverges in a long one.
+    _row(ABLATED, "DiMSUM, half the rate", *RIVALS["DiMSUM"], group="long", rate_of="DiMSUM", lower=1, length=3),
     *_rivals("crops", DIFFERENT),
 )
 
