@@ -18,7 +18,7 @@ from torch import Tensor
 
 Name = TypeVar("Name", bound=Hashable)
 RESULTS = Path(__file__).parent / "results"
-_TUNING = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "KMP_", "THP_MEM", "PYTORCH_", "LD_PRELOAD")
+_TUNING = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "GOMP_", "KMP_", "THP_MEM", "PYTORCH_", "LD_PRELOAD")
 
 
 def machine() -> dict[str, Any]:
