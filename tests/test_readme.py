@@ -86,7 +86,7 @@ def test_tables_of_the_performance_page_are_the_committed_results():
         f"| {row['what']} | {row['dtype']} | {row['batch']} | {row['seconds']:.2f} s | "
         f"{row['products alone']:.2f} s | {row['of products']:.2f} | "
         + (f"{row['loop / ours']:.2f} times slower |" if "loop / ours" in row else "|")
-        for row in results("cpu-model")
+        for row in [*results("cpu-model"), *results("cpu-model-spinning")]
     ]
     for row in results("cpu-scan"):
         what = {"step": "forward + backward"}.get(row["what"], row["what"])
