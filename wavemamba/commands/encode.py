@@ -23,8 +23,9 @@ from wavemamba.commands.parser import RecipeParser, device, number, parse_overri
 from wavemamba.commands.running import exit_status
 from wavemamba.data import LOOKS, encode_source, open_source
 from wavemamba.diffusion import Autoencoder
+from wavemamba.sampling.precision import named_dtype
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("bfloat16", "float16", "float32")
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -44,7 +45,7 @@ def build_parser() -> RecipeParser:
     add("--mirror", action=flag, default=False, help="also encode every image mirrored")
     add("--shard-size", type=count, default=4096, help="images a shard; what a kill can cost")
     add("--batch-size", type=count, default=32, help="images encoded at once")
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="of the stored numbers")
+    add("--dtype", choices=DTYPES, default="float32", help="of the stored numbers")
     add("--workers", type=number(int, 0), default=0, help="processes that read images")
     where = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=device, default=where, help="where the autoencoder runs")
@@ -75,7 +76,7 @@ def _encode(arguments: Sequence[str]) -> None:
             autoencoder.posterior,
             about,
             mirror=args.mirror,
-            dtype=DTYPES[args.dtype],
+            dtype=named_dtype(args.dtype),
             shard_size=args.shard_size,
             batch_size=args.batch_size,
             workers=args.workers,
