@@ -76,6 +76,9 @@ def test_the_gradient_of_a_weight_for_many_rows(onednn, columns):
             assert relative_error(found, wanted) < TOLERANCE
             assert found.is_contiguous()
     assert ran(lambda: wide.t() @ torch.randn(2048, columns))
+    one = torch.ones(1, 1).expand(2048, 128)  # the gradient of a sum
+    exact = narrow.abs().double().sum(0).expand(128, columns)
+    assert relative_error(one.t() @ narrow.abs(), exact) < TOLERANCE
 
 
 def test_it_computes_what_is_large_enough_and_nothing_after_it_was_undone(onednn):

@@ -124,7 +124,9 @@ def _is_cheaper_turned(a: Tensor, b: Tensor) -> bool:
     """
     (rows, inner), columns = a.shape, b.shape[1]
     copied_turned = 0 if b.t().is_contiguous() else inner * columns
-    return not a.is_contiguous() and rows * inner > copied_turned + 2 * rows * columns
+    # Turned, `a` is the second factor, which the op reads as it lies.
+    is_readable = a.t().is_contiguous() and not a.is_contiguous()
+    return is_readable and rows * inner > copied_turned + 2 * rows * columns
 
 
 def _agrees() -> bool:
