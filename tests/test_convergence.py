@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -218,10 +219,14 @@ def test_a_lead_is_the_ratio_of_steps_with_its_interval():
 
 
 def test_the_page_of_results_is_the_one_of_the_committed_results():
-    from report import HERE, PAGE, page, read_costs
+    from report import FINDINGS, HERE, PAGE, page, read_costs
     from table import read_results
 
-    assert PAGE.read_text() == page(read_results(HERE / "results"), read_costs(HERE / "cost.json"))
+    results, costs, findings = read_results(HERE / "results"), read_costs(HERE / "cost.json"), FINDINGS.read_text()
+    assert PAGE.read_text() == page(results, costs, findings)
+    tables = page(results, costs)
+    said = set(re.findall(r"\d+\.\d+", findings))
+    assert {number for number in said if number not in tables} == set(), "findings are read from the tables"
 
 
 def test_committed_results_are_of_this_table_and_of_these_judges():

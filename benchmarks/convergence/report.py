@@ -1,4 +1,4 @@
-"""Draw the figures of the study and write docs/results.md from the committed JSON, and from nothing else.
+"""Draw the figures of the study and write docs/results.md from the committed JSON, with findings.md at its head.
 
 python benchmarks/convergence/report.py
 """
@@ -33,6 +33,7 @@ from table import (
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PAGE, IMAGES = DOCS / "results.md", DOCS / "images"
+FINDINGS = HERE / "findings.md"
 BASE, RIVAL = "DiMSUM", "DiT"
 DATA = {
     "digits": "scikit-learn's digits, 8 x 8",
@@ -49,7 +50,7 @@ The claim of the DiMSUM paper is that its models need fewer training steps than 
 measures that on small real pictures, with small models made from the same parts: equal parameters (within 5%), equal
 data in equal order, equal noise and times, equal objective, each model at the learning rate that suits it best, {seeds}
 seeds. `benchmarks/convergence/` holds the matrix (`table.py`), one JSON and log a run (`results/`), and the script that
-writes this page and its figures from them (`report.py`). What is not there is not said.
+writes this page and its figures from them (`report.py`).
 """
 HOW = """
 ## How it is measured, and what that leaves open
@@ -73,9 +74,9 @@ Results = Mapping[str, Mapping[str, Any]]
 Costs = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def page(results: Results, costs: Costs) -> str:
-    """The text of docs/results.md."""
-    parts = [INTRODUCTION.format(scale=FULL, seeds=len(SEEDS))]
+def page(results: Results, costs: Costs, findings: str = "") -> str:
+    """The text of docs/results.md; the findings are written by hand, and their numbers stand in its tables."""
+    parts = [INTRODUCTION.format(scale=FULL, seeds=len(SEEDS)), findings]
     for rows in _sections():
         parts += _rivals(rows, results, costs.get(rows[0].data, {}))
     parts += _variants(results, costs.get(ABLATED, {}))
@@ -347,7 +348,7 @@ def main() -> None:
     options = parser.parse_args()
     results, costs = read_results(options.results), read_costs(options.costs)
     draw(results, costs, options.images)
-    options.page.write_text(page(results, costs))
+    options.page.write_text(page(results, costs, FINDINGS.read_text()))
 
 
 if __name__ == "__main__":
