@@ -152,6 +152,11 @@ def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
     return f"{_table(rows)}\n\n{note}"
 
 
+def _base(found: Sequence[Measured]) -> Measured | None:
+    """The whole model among what is compared."""
+    return next((runs for runs in found if runs.row.name == BASE), None)
+
+
 def _longest(name: str, beside: Row, results: Results) -> Measured | None:
     """The longest runs of a model on the data and the path of a row: the others are their beginning."""
     same = [row for row in ROWS if (row.name, row.data, row.path) == (name, beside.data, beside.path)]
@@ -160,12 +165,12 @@ def _longest(name: str, beside: Row, results: Results) -> Measured | None:
 
 
 def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str, Mapping[str, float]]) -> str:
-    names = {runs.row.name: runs for runs in found}
-    if BASE not in names or rival is None:
+    base = _base(found)
+    if base is None or rival is None:
         return ""
     others = [runs for runs in found if runs.row.name != RIVAL]
     moments = [round(share * FULL.steps) for share in SHARES]
-    distances = [interval(names[BASE].at(moment, "frechet")).mean for moment in moments]
+    distances = [interval(base.at(moment, "frechet")).mean for moment in moments]
     rows = [["", *(f"to {distance:.2f}" for distance in distances), "seconds a step", "GFLOP a step"]]
     for runs in [rival, *others]:
         cells = ["1" if runs is rival else _lead(lead(runs, rival, distance)) for distance in distances]
@@ -263,7 +268,7 @@ def _with_time(name: str, costs: Mapping[str, Mapping[str, float]]) -> str:
 
 def _measured_variants(results: Results) -> tuple[Measured | None, list[Measured]]:
     found = [runs for row in ROWS if row.group == "variants" and (runs := measured(row, results))]
-    base = next((runs for runs in found if runs.row.name == BASE), None)
+    base = _base(found)
     return base, [runs for runs in found if runs is not base]
 
 
