@@ -11,12 +11,12 @@ PACKAGE = ROOT / "wavemamba"
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
 # Every room and its floor: a room imports from lower floors alone, and from nothing on its own floor but itself.
 _WORDS = ("errors", "checks", "names", "registry", "dtypes", "constants")
-GROUND = (*_WORDS, "files", "locks", "seeds", "sizes", "products", "machine", "version")
+GROUND = (*_WORDS, "files", "locks", "seeds", "sizes", "version")
 FLOORS = (
     GROUND,  # these may import each other
     ("scans",),
     ("ops",),
-    ("transforms",),
+    ("transforms", "machine"),
     ("layers",),
     ("blocks",),
     ("models", "diffusion", "data", "metrics"),

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 
 from wavemamba.checks import expect_size
-from wavemamba.products import mkl_leaves_vectors_idle, use_onednn
+from wavemamba.ops.products import mkl_leaves_vectors_idle, use_onednn
 
 SPINS, POLICY, THREADS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
-_BRIEF = "1000"
+_BRIEF = "3000"
 """Looks of a waiting thread at what it waits for, before it sleeps: enough to bridge the gap between two operations of
 a step. libgomp's own 300,000 make a step many times slower as soon as something else wants the cores."""
 _WATCHED = 0.1
@@ -62,7 +62,7 @@ def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart:
       then stays as large as it was at its largest;
     - who multiplies matrices of float32: oneDNN instead of MKL, for all of PyTorch in this process, where the processor
       has AVX-512 and is not Intel's. MKL does not use it there, and takes more than twice as long. See
-      `wavemamba.products`.
+      `wavemamba.ops.products`.
 
     Results depend on it as they depend on the number of threads: in the order of sums.
 

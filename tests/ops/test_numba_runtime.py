@@ -17,7 +17,7 @@ from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
 from wavemamba.ops.cpu import kernels, tensors
 from wavemamba.ops.cpu import math as numba_math
 from wavemamba.ops.cpu import runtime as numba_runtime
-from wavemamba.ops.cpu.simd import LANES, load, splat, store
+from wavemamba.ops.cpu.simd import HAS_SCALE, LANES, load, splat, store
 from wavemamba.ops.warm_up import warm_up
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +153,15 @@ def test_functions_are_accurate(name):
     x = x.astype(np.float32)
     expected = truth(x.astype(np.float64))
     assert np.max(np.abs(apply(function, x) - expected) / expected) < tolerance
+
+
+def test_rates_are_rounded_once_where_multiply_adds_fuse():
+    x = np.float32(np.random.default_rng(0).standard_normal(4096))
+    exact = x.astype(np.float64) * numba_math.LOG2_E
+    found = apply(numba_math.times_log2_e, x)
+    assert np.max(np.abs(found / exact - 1)) < 2**-23
+    once = found == exact.astype(np.float32)
+    assert once.all() or not HAS_SCALE
 
 
 def test_exponential_at_the_ends_of_its_range():

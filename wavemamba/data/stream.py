@@ -37,7 +37,7 @@ class ExampleStream(Dataset[tuple[Tensor, int]]):
             raise DataError("source: expected examples, there are none")
         self.source = source
         self.seed = seed
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64, device="cpu"))
+        self._order: tuple[int, Any] = (-1, None)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -45,8 +45,9 @@ class ExampleStream(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, k: int) -> tuple[Tensor, int]:
         epoch, position = divmod(k, len(self.source))
         if self._order[0] != epoch:
-            self._order = (epoch, self.source.epoch_order(generator_for(self.seed, "order", epoch)))
-        return self.source.example(int(self._order[1][position]), generator_for(self.seed, "example", k))
+            self._order = (epoch, self.source.epoch_order(generator_for(self.seed, "order", epoch)).numpy())
+        generator = generator_for(self.seed, "example", k) if self.source.draws else None
+        return self.source.example(int(self._order[1][position]), generator)
 
 
 class StepBatches(Sampler[list[int]]):

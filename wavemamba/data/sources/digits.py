@@ -20,6 +20,8 @@ class Digits(ExampleSource):
         DataError: scikit-learn is not installed.
     """
 
+    draws = False
+
     def __init__(self) -> None:
         try:
             from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships no types
@@ -30,6 +32,7 @@ class Digits(ExampleSource):
         bunch = load_digits()
         self.images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / 8.0 - 1.0
         self.labels = torch.from_numpy(bunch.target.astype(np.int64))
+        self._numbers: list[int] = self.labels.tolist()
         self.classes = tuple(str(digit) for digit in range(10))
         self.shape = (1, 8, 8)
 
@@ -38,7 +41,7 @@ class Digits(ExampleSource):
 
     def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
         """Image `index` and its digit; `generator` is not drawn from."""
-        return self.images[index], int(self.labels[index])
+        return self.images[index], self._numbers[index]
 
     def fingerprint(self) -> str:
         """Of all images and labels."""

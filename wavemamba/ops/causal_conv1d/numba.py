@@ -33,7 +33,7 @@ class _Job:
     """
 
     def __init__(self, inputs: ConvInputs, read: Callable[[Tensor], Tensor] = float_rows) -> None:
-        self._x, self._weight = read(inputs.x), contiguous(inputs.weight)
+        self._x, self._weight = read(inputs.x), contiguous(inputs.weight.t())
         self._bias = None if inputs.bias is None else contiguous(inputs.bias)
         self._initial = None if inputs.initial_state is None else contiguous(inputs.initial_state)
         self._order = checked_order(inputs.order, inputs.x.shape[1])
@@ -51,7 +51,7 @@ class _Job:
         return {
             "length": length,
             "channels": channels,
-            "width": self._weight.shape[1],
+            "width": self._weight.shape[0],
             "blocks": self._blocks,
             "silu": self._silu,
             "x": rows(self._x, may_be_narrow=True),
@@ -79,7 +79,7 @@ def backward(inputs: ConvInputs, dy: Tensor) -> tuple[Tensor | None, ...]:
     batch, _, channels = inputs.x.shape
     width = inputs.weight.shape[1]
     dx = empty_rows(inputs.x.shape)
-    dweight, dbias = empty_rows((batch, channels, width)), empty_rows((batch, channels))
+    dweight, dbias = empty_rows((batch, width, channels)), empty_rows((batch, channels))
     dinitial = empty_rows((batch, width - 1, channels))
     filled = kernels.BACKWARD.fill(
         job.items,
@@ -91,4 +91,4 @@ def backward(inputs: ConvInputs, dy: Tensor) -> tuple[Tensor | None, ...]:
         dinitial=address(dinitial),
     )
     launch(kernels.backward, filled)
-    return dx, sum_slices(dweight), sum_slices(dbias), dinitial
+    return dx, sum_slices(dweight).t(), sum_slices(dbias), dinitial

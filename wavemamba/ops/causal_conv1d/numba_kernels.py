@@ -17,14 +17,14 @@ from wavemamba.ops.cpu.memory import (
     fetch_row,
     fetch_row_before,
     load_channels,
-    load_matrix,
     load_some,
+    load_tile,
     load_vector,
     row_address,
     step_row,
     store_at,
-    store_matrix,
     store_some,
+    store_tile,
 )
 from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_int, inline, load, put_int, splat, store
 
@@ -89,7 +89,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
-        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
+        load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
         for step in range(length):
             _find_taps(taps, job, width, order, rows, stride, firsts, zeros - size * first, b, step)
             row = step_row(job.order, step)
@@ -107,7 +107,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
 
 @kernel(BACKWARD)
 def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    """Gradients; `dweight` (B, E, width) and `dbias` (B, E) are one batch element's share each.
+    """Gradients; `dweight` (B, width, E) and `dbias` (B, E) are one batch element's share each.
 
     From the last step on: a ring of `width` rows holds the gradients before the activation of the steps that the
     current row went into.
@@ -136,7 +136,7 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
         first = item % job.blocks * BLOCK
         channels = min(BLOCK, job.channels - first)
-        load_matrix(job.weight + 4 * first * width, weights, channels, width, BLOCK, width, 1.0)
+        load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
         clear(dweights, (2 * width + 1) * _ROW)
         for step in range(length - 1, -width, -1):
             slot = ring + _ROW * (step % width)
@@ -173,9 +173,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 firsts != 0 and step > 0 and get_int(firsts + 8 * step) == step
             ):  # the steps before are of another sequence
                 clear(ring, width * _ROW)
-        vector = b * job.channels + first
-        store_matrix(dweights, job.dweight + 4 * vector * width, channels, width, BLOCK)
-        for j in range(0, channels, LANES):
-            store_some(job.dbias + 4 * (vector + j), load(dbiases + 4 * j), channels - j, spare)
+        dweight = job.dweight + 4 * (b * width * job.channels + first)
+        store_tile(dweights, dweight, job.channels, channels, width, BLOCK, spare)
+        store_tile(dbiases, job.dbias + 4 * (b * job.channels + first), job.channels, channels, 1, BLOCK, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)

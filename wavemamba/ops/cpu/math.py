@@ -22,6 +22,8 @@ from wavemamba.ops.cpu.simd import (
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
+_LOG2_E_HIGH = 1.44269502162933349609375  # in float32
+_LOG2_E_LOW = LOG2_E - _LOG2_E_HIGH
 _LN_2_HIGH = 0.693145751953125  # 17 bits: its products with integers up to 2**7 are exact
 _LN_2_LOW = 1.42860682030941723e-6
 _SHIFT = 12582912.0  # 1.5 * 2**23: adding it rounds to the nearest integer
@@ -46,6 +48,12 @@ def _power(r):  # type: ignore[no-untyped-def]  # numba infers
     p = p * r + splat(0.24022647923212728)
     p = p * r + splat(0.6931472028011885)
     return p * r + splat(1.0)
+
+
+@inline
+def times_log2_e(x):  # type: ignore[no-untyped-def]  # numba infers
+    """`x * log2(e)`, rounded once where multiply-adds fuse: the constant is the sum of two."""
+    return x * splat(_LOG2_E_HIGH) + x * splat(_LOG2_E_LOW)
 
 
 @inline

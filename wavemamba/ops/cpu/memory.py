@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from wavemamba.ops.cpu.simd import (
     LANES,
     VECTOR_BYTES,
@@ -128,22 +126,22 @@ def clear(address, size):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
-def load_matrix(source, target, count, columns, block, padded, factor):  # type: ignore[no-untyped-def]  # numba infers
-    """Rows of a (count, columns) matrix to columns of a (padded, block) tile, times `factor`; absent ones are 0."""
+def load_tile(source, across, target, count, height, block, padded, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """`height` rows of `count` channels, `across` channels apart, to a (padded, block) tile; absent ones are 0."""
     clear(target, 4 * padded * block)
     if source != 0:
-        for e in range(count):
-            for n in range(columns):
-                value = np.float32(get_float(source + 4 * (e * columns + n)) * np.float64(factor))
-                put_float(target + 4 * (n * block + e), value)
+        for n in range(height):
+            for j in range(0, count, LANES):
+                store(target + 4 * (n * block + j), load_some(source + 4 * (n * across + j), count - j, spare))
 
 
 @inline
-def store_matrix(source, target, count, columns, block):  # type: ignore[no-untyped-def]  # numba infers
-    """Columns of a (columns, block) tile to rows of a (count, columns) matrix."""
-    for e in range(count):
-        for n in range(columns):
-            put_float(target + 4 * (e * columns + n), get_float(source + 4 * (n * block + e)))
+def store_tile(source, target, across, count, height, block, spare):  # type: ignore[no-untyped-def]  # numba infers
+    """The first `height` rows of a (..., block) tile to rows of `count` channels, `across` channels apart."""
+    if target != 0:
+        for n in range(height):
+            for j in range(0, count, LANES):
+                store_some(target + 4 * (n * across + j), load(source + 4 * (n * block + j)), count - j, spare)
 
 
 @inline

@@ -255,6 +255,32 @@ def fold(typing: Any, a: Any, b: Any) -> Any:
     return lanes(lanes, lanes), codegen
 
 
+def _merge_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Neighbouring lanes added: `a`'s sums, then `b`'s, those of the lower halves in the lower half."""
+    half = LANES // 2
+    firsts = [start + i for start in (0, LANES, half, LANES + half) for i in range(0, half, 2)]
+    parts = [builder.shuffle_vector(a, b, _indices([lane + odd for lane in firsts])) for odd in (0, 1)]
+    return builder.fadd(*parts)
+
+
+@instruction
+def sum_halves(typing: Any, address: Any, across: Any) -> Any:
+    """Sums over the lanes of `LANES / 2` vectors, `across` bytes apart: lane i has that over the lower half of vector
+    i, lane `LANES / 2 + i` that over its upper half."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        first, across = args
+        vectors = []
+        for i in range(LANES // 2):
+            at = builder.add(first, builder.mul(across, ir.Constant(_LONG, i)))
+            vectors.append(builder.load(_pointer(builder, at, _VECTOR), align=4))
+        while len(vectors) > 1:
+            vectors = [_merge_pairs(builder, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
+
+    return lanes(types.int64, types.int64), codegen
+
+
 @instruction
 def sum_half(typing: Any, value: Any, upper: Any) -> Any:
     """The sum over the lower (0) or upper (1) half of the lanes, by halves, as float32."""

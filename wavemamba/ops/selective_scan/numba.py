@@ -22,16 +22,20 @@ from wavemamba.ops.cpu.tensors import (
 from wavemamba.ops.packed import sequence_starts
 from wavemamba.ops.selective_scan.numba_backward import backward as backward_kernel
 from wavemamba.ops.selective_scan.numba_forward import forward as forward_kernel
-from wavemamba.ops.selective_scan.numba_job import BACKWARD, BLOCK, CHUNK, FORWARD
+from wavemamba.ops.selective_scan.numba_job import BACKWARD, BLOCK, CHUNK, FORWARD, ITEMS
 from wavemamba.ops.selective_scan.op import ScanInputs
 
 
 def _sizes(u: Tensor, B: Tensor) -> dict[str, int]:
-    """How a scan is cut into work items; symbolic sizes go through."""
+    """How a scan is cut into work items."""
     batch, length, width = u.shape
     groups, states = B.shape[2:]
     per_group = width // groups
-    block = min(BLOCK, -(-per_group // LANES) * LANES)
+    vectors = -(-per_group // LANES)
+    in_block = min(BLOCK // LANES, vectors)
+    while in_block > 1 and batch * groups * -(-vectors // in_block) < ITEMS:
+        in_block -= 1
+    block = in_block * LANES
     return {
         "batches": batch,
         "length": length,
@@ -43,17 +47,22 @@ def _sizes(u: Tensor, B: Tensor) -> dict[str, int]:
     }
 
 
-def _items(sizes: dict[str, int]) -> int:
-    return sizes["batches"] * sizes["groups"] * sizes["blocks"]
-
-
 def new_states(inputs: ScanInputs, keep: bool, new: Callable[[tuple[int, ...]], Tensor]) -> tuple[Tensor, Tensor]:
-    """The last state, and the states at the start of every chunk, one tile a work item; uninitialised."""
-    sizes = _sizes(inputs.u, inputs.B)
-    padded = sizes["states"] + sizes["states"] % 2  # the kernels take them in pairs
-    chunks = -(-sizes["length"] // CHUNK)
-    kept = _items(sizes) * chunks * padded * sizes["block"] if keep else 0
-    return new((sizes["batches"], *inputs.A.shape)), new((kept,))
+    """The last state, channels dense, and the states at the start of every chunk; uninitialised.
+
+    Sizes may be symbolic.
+    """
+    batch, length, width = inputs.u.shape
+    groups, states = inputs.B.shape[2:]
+    padded = states + states % 2  # the kernels take them in pairs
+    vectors = -(-(width // groups) // LANES)
+    kept = batch * groups * -(-length // CHUNK) * vectors * padded * LANES if keep else 0
+    return new((batch, states, width)).transpose(1, 2), new((kept,))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """(..., E, N) as dense (..., N, E), the way in which kernels read states and their rates."""
+    return contiguous(tensor.transpose(-2, -1))
 
 
 class _Job:
@@ -66,9 +75,10 @@ class _Job:
 
     def __init__(self, inputs: ScanInputs, read: Callable[[Tensor], Tensor] = float_rows) -> None:
         self.sizes = _sizes(inputs.u, inputs.B)
-        self.items = _items(self.sizes)
+        self.items = self.sizes["batches"] * self.sizes["groups"] * self.sizes["blocks"]
         self._strided = {name: _optional(read, getattr(inputs, name)) for name in ("u", "delta", "z")}
-        self._dense = {name: _optional(contiguous, getattr(inputs, name)) for name in ("A", "B", "C", "D")}
+        self._dense = {name: _optional(contiguous, getattr(inputs, name)) for name in ("B", "C", "D")}
+        self._dense["A"] = _channels_last(inputs.A)
         self._dense["bias"] = _optional(contiguous, inputs.delta_bias)
         self._dense["order"] = checked_order(inputs.order, inputs.u.shape[1])
         self._dense["starts"] = _optional(
@@ -90,7 +100,7 @@ def _optional(convert: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Ten
 def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Channels in vector lanes, states in float32; see `wavemamba.ops.selective_scan.op`."""
     job = _Job(inputs, kernel_rows)
-    initial = _optional(contiguous, inputs.initial_state)
+    initial = _optional(_channels_last, inputs.initial_state)
     y = empty_rows(inputs.u.shape, kernel_dtype(inputs.u.dtype))
     last, kept = new_states(inputs, keep, empty_rows)
     filled = FORWARD.fill(
@@ -98,7 +108,7 @@ def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         **job.fields(),
         initial=address(initial),
         y=rows(y, may_be_narrow=True),
-        last=address(last),
+        last=address(last.transpose(1, 2)),
         checkpoints=address(kept) if keep else 0,
     )
     launch(forward_kernel, filled)
@@ -110,10 +120,11 @@ def backward(inputs: ScanInputs, dy: Tensor | None, dlast: Tensor | None, kept: 
     u, A, B = inputs.u, inputs.A, inputs.B
     job = _Job(inputs)
     dy = float_rows(u.new_zeros(u.shape) if dy is None else dy)
-    dlast = _optional(contiguous, dlast)
+    dlast = _optional(_channels_last, dlast)
     batch, _, width = u.shape
-    per_item = {"dA": A.shape, "dinitial": A.shape, "dD": (width,), "dbias": (width,)}
-    sums = {name: empty_rows((batch, *shape)) for name, shape in per_item.items()}
+    turned = (batch, A.shape[1], width)
+    dinitial = None if inputs.initial_state is None else empty_rows(turned)
+    sums = {"dA": empty_rows(turned), "dD": empty_rows((batch, width)), "dbias": empty_rows((batch, width))}
     sums |= {name: empty_rows((job.sizes["blocks"], *B.shape)) for name in ("dB", "dC")}
     du, ddelta = empty_rows(u.shape), empty_rows(u.shape)
     dz = None if inputs.z is None else empty_rows(u.shape)
@@ -126,9 +137,10 @@ def backward(inputs: ScanInputs, dy: Tensor | None, dlast: Tensor | None, kept: 
         du=rows(du),
         ddelta=rows(ddelta),
         dz=rows(dz),
+        dinitial=address(dinitial),
         **{name: address(tensor) for name, tensor in sums.items()},
     )
     launch(backward_kernel, filled)
-    dinitial = sums.pop("dinitial")
     dA, dB, dC, dD, dbias = (sum_slices(sums[name]) for name in ("dA", "dB", "dC", "dD", "dbias"))
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
+    dinitial = None if dinitial is None else dinitial.transpose(1, 2)
+    return du, ddelta, dA.t(), dB, dC, dD, dz, dbias, dinitial

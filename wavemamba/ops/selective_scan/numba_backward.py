@@ -5,18 +5,18 @@ from __future__ import annotations
 from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
-from wavemamba.ops.cpu.math import LN_2, LOG2_E, exp2_product, sigmoid, softplus_and_slope
+from wavemamba.ops.cpu.math import LN_2, exp2_product, sigmoid, softplus_and_slope, times_log2_e
 from wavemamba.ops.cpu.memory import (
     aligned,
     clear,
     fetch_row,
-    load_matrix,
     load_some,
+    load_tile,
     load_vector,
     row_address,
     step_row,
-    store_matrix,
     store_some,
+    store_tile,
 )
 from wavemamba.ops.cpu.simd import (
     LANES,
@@ -29,7 +29,7 @@ from wavemamba.ops.cpu.simd import (
     put_float,
     splat,
     store,
-    sum_half,
+    sum_halves,
 )
 from wavemamba.ops.selective_scan.numba_job import (
     BACKWARD,
@@ -37,16 +37,20 @@ from wavemamba.ops.selective_scan.numba_job import (
     RUNS,
     STEPS,
     fill_runs,
+    kept_states,
     load_projections,
     starts_here,
 )
+
+AT_ONCE = LANES // 2
+"""States whose sums over channels are taken together."""
 
 
 @kernel(BACKWARD)
 def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """Gradients.
 
-    `dA` (B, E, N), `dD`, `dbias` (B, E) are one batch element's share each; `dB`, `dC` (blocks, B, L, G, N) one
+    `dA` (B, N, E), `dD`, `dbias` (B, E) are one batch element's share each; `dB`, `dC` (blocks, B, L, G, N) one
     block's. The adjoint state g_l = C_l dy_l + exp(d_{l+1} A) g_{l+1} runs from the end.
     """
     jobs = carray(pointer, 1)
@@ -55,14 +59,15 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     N = states + states % 2
     chunks = (length + CHUNK - 1) // CHUNK
     tile = 4 * N * block
-    scratch = allocate(3 * tile + (N + 16) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES + RUNS)
+    summed = (N + AT_ONCE - 1) // AT_ONCE * AT_ONCE
+    scratch = allocate(3 * tile + (summed + 16) * STEPS + 8 * block + 8 * N * CHUNK + 4 * VECTOR_BYTES + RUNS)
     if scratch == 0:
         return
     decays = aligned(scratch)
     adjoint = decays + tile
     dA_tile = adjoint + tile
     sums = dA_tile + tile  # over channels, folded: dB in the lower half of the lanes, dC in the upper
-    dD_sums = sums + N * STEPS
+    dD_sums = sums + summed * STEPS
     dbias_sums = dD_sums + 4 * block
     d_row = dbias_sums + 4 * block
     x_row = d_row + STEPS
@@ -93,25 +98,28 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         b = item // (job.blocks * job.groups)
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
-        vector_offset = 4 * (b * job.groups * job.width + first_channel)
+        across = job.groups * job.width
+        vector_offset = 4 * (b * across + first_channel)
+        state_offset = 4 * (b * across * states + first_channel)
         starts = 0 if job.starts == 0 else job.starts + 8 * b * length
-        dlast = 0 if job.dlast == 0 else job.dlast + vector_offset * states
-        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
-        load_matrix(dlast, adjoint, channels, states, block, N, 1.0)
+        dlast = 0 if job.dlast == 0 else job.dlast + state_offset
+        load_tile(job.A + 4 * first_channel, across, decays, channels, states, block, N, spare)
+        load_tile(dlast, across, adjoint, channels, states, block, N, spare)
         clear(dA_tile, tile)
         clear(dD_sums, 8 * block)
         for chunk in range(chunks - 1, -1, -1):
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
-            kept = job.checkpoints + (item * chunks + chunk) * tile
             run_count = fill_runs(runs, starts, first, steps)
             start = starts_here(starts, first)
             load_projections(job.B, B_tile, job, b, g, first, steps, N)
             load_projections(job.C, C_tile, job, b, g, first, steps, N)
-            clear(sums, N * STEPS)
+            for n in range(summed):
+                clear(sums + n * STEPS, steps * VECTOR_BYTES)
             for j in range(0, channels, LANES):
                 channel = first_channel + j
                 count = channels - j
+                kept = kept_states(job, b, g, s, chunk, chunks, j, N)
                 bias_e = load_vector(job.bias, channel, count, spare)
                 D_e = load_vector(job.D, channel, count, spare)
                 for k in range(steps):
@@ -143,8 +151,8 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                 for n in range(0, N, 2):
                     cell = 4 * (n * block + j)
                     cell_next = cell + 4 * block
-                    rate, rate_next = load(decays + cell), load(decays + cell_next)
-                    h, h_next = load(kept + cell), load(kept + cell_next)
+                    rate, rate_next = times_log2_e(load(decays + cell)), times_log2_e(load(decays + cell_next))
+                    h, h_next = load(kept + n * VECTOR_BYTES), load(kept + (n + 1) * VECTOR_BYTES)
                     for r in range(run_count):
                         if r > 0 or start:
                             h, h_next = splat(0.0), splat(0.0)
@@ -244,14 +252,15 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             for k in range(steps):
                 row = step_row(order, first + k)
                 at = 4 * (((s * job.batches + b) * length + row) * job.groups + g) * states
-                for n in range(states):
-                    total = load(sums + n * STEPS + k * VECTOR_BYTES)
-                    put_float(job.dB + at + 4 * n, sum_half(total, 0))
-                    put_float(job.dC + at + 4 * n, sum_half(total, 1))
-        store_matrix(dA_tile, job.dA + vector_offset * states, channels, states, block)
-        store_matrix(adjoint, job.dinitial + vector_offset * states, channels, states, block)
-        for e in range(channels):
-            put_float(job.dD + vector_offset + 4 * e, get_float(dD_sums + 4 * e))
-            put_float(job.dbias + vector_offset + 4 * e, get_float(dbias_sums + 4 * e))
+                for n in range(0, states, AT_ONCE):
+                    store(spare, sum_halves(sums + n * STEPS + k * VECTOR_BYTES, STEPS))
+                    for i in range(min(AT_ONCE, states - n)):
+                        put_float(job.dB + at + 4 * (n + i), get_float(spare + 4 * i))
+                        put_float(job.dC + at + 4 * (n + i), get_float(spare + 4 * (AT_ONCE + i)))
+        dinitial = 0 if job.dinitial == 0 else job.dinitial + state_offset
+        store_tile(dA_tile, job.dA + state_offset, across, channels, states, block, spare)
+        store_tile(adjoint, dinitial, across, channels, states, block, spare)
+        store_tile(dD_sums, job.dD + vector_offset, across, channels, 1, block, spare)
+        store_tile(dbias_sums, job.dbias + vector_offset, across, channels, 1, block, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)

@@ -5,19 +5,28 @@ from __future__ import annotations
 from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import allocate, finish, kernel, take_item
-from wavemamba.ops.cpu.math import LOG2_E, exp2_product, sigmoid, softplus
+from wavemamba.ops.cpu.math import exp2_product, sigmoid, softplus, times_log2_e
 from wavemamba.ops.cpu.memory import (
     aligned,
     fetch_row,
     load_at,
-    load_matrix,
+    load_tile,
     load_vector,
     step_row,
     store_at,
-    store_matrix,
+    store_tile,
 )
 from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, broadcast, get_int, load, splat, store
-from wavemamba.ops.selective_scan.numba_job import CHUNK, FORWARD, RUNS, STEPS, fill_runs, load_projections, starts_here
+from wavemamba.ops.selective_scan.numba_job import (
+    CHUNK,
+    FORWARD,
+    RUNS,
+    STEPS,
+    fill_runs,
+    kept_states,
+    load_projections,
+    starts_here,
+)
 
 
 @kernel(FORWARD)
@@ -51,14 +60,15 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
         b = item // (job.blocks * job.groups)
         channels = min(block, job.width - s * block)
         first_channel = g * job.width + s * block
-        state_offset = 4 * (b * job.groups * job.width + first_channel) * states
+        across = job.groups * job.width
+        state_offset = 4 * (b * across * states + first_channel)
         starts = 0 if job.starts == 0 else job.starts + 8 * b * length
-        load_matrix(job.A + 4 * first_channel * states, decays, channels, states, block, N, LOG2_E)
-        load_matrix(0 if job.initial == 0 else job.initial + state_offset, state, channels, states, block, N, 1.0)
+        initial = 0 if job.initial == 0 else job.initial + state_offset
+        load_tile(job.A + 4 * first_channel, across, decays, channels, states, block, N, spare)
+        load_tile(initial, across, state, channels, states, block, N, spare)
         for chunk in range(chunks):
             first = chunk * CHUNK
             steps = min(CHUNK, length - first)
-            kept = 0 if job.checkpoints == 0 else job.checkpoints + (item * chunks + chunk) * tile
             run_count = fill_runs(runs, starts, first, steps)
             start = starts_here(starts, first)
             load_projections(job.B, B_tile, job, b, g, first, steps, N)
@@ -66,6 +76,7 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
             for j in range(0, channels, LANES):
                 channel = first_channel + j
                 count = channels - j
+                kept = kept_states(job, b, g, s, chunk, chunks, j, N)
                 bias_e = load_vector(job.bias, channel, count, spare)
                 D_e = load_vector(job.D, channel, count, spare)
                 for k in range(steps):
@@ -82,11 +93,12 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                     store(y_row + at, D_e * x)
                 for n in range(0, N, 2):
                     cell = 4 * (n * block + j)
-                    rate, rate_next = load(decays + cell), load(decays + cell + 4 * block)
+                    rate = times_log2_e(load(decays + cell))
+                    rate_next = times_log2_e(load(decays + cell + 4 * block))
                     h, h_next = load(state + cell), load(state + cell + 4 * block)
                     if kept != 0:
-                        store(kept + cell, h)
-                        store(kept + cell + 4 * block, h_next)
+                        store(kept + n * VECTOR_BYTES, h)
+                        store(kept + (n + 1) * VECTOR_BYTES, h_next)
                     for r in range(run_count):
                         if r > 0 or start:
                             h, h_next = splat(0.0), splat(0.0)
@@ -118,6 +130,6 @@ def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
                         gate = load_at(job.z, b, row, channel, count, spare)
                         out = out * (gate * sigmoid(gate))
                     store_at(job.y, b, row, channel, out, count, spare)
-        store_matrix(state, job.last + state_offset, channels, states, block)
+        store_tile(state, job.last + state_offset, across, channels, states, block, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)

@@ -1,11 +1,12 @@
 """How the numba kernels cut a selective scan into work.
 
 Channels lie in vector lanes, states come one after the other, steps are innermost. A work item is a block of up to
-`BLOCK` channels of one batch element and group. It walks the sequence in chunks of `CHUNK` steps; inside a chunk,
-`LANES` channels at a time, the states of two n stay in registers over all steps (two, to halve the loads of what they
-share; the last state of an odd N goes alone), and what the steps share (step size, input, output) stays in the
-first-level cache over all n. The forward pass keeps the state at the start of every chunk; the backward pass recomputes
-the others from it, chunk by chunk from the end.
+`BLOCK` channels of one batch element and group; of fewer, where there would be too few items for many cores. It walks
+the sequence in chunks of `CHUNK` steps; inside a chunk, `LANES` channels at a time, the states of two n stay in
+registers over all steps (two, to halve the loads of what they share; the last state of an odd N goes alone), and what
+the steps share (step size, input, output) stays in the first-level cache over all n. The forward pass keeps the state
+at the start of every chunk; the backward pass recomputes the others from it, chunk by chunk from the end. States, and
+what belongs to them, lie in memory as (N, E), so that vectors of channels are read and written whole.
 
 Items do not depend on each other nor on the number of threads, and what they sum over channels or batch they write to
 places of their own, so that results are reproducible.
@@ -17,10 +18,12 @@ import numpy as np
 
 from wavemamba.ops.cpu.kernels import ROWS, Job
 from wavemamba.ops.cpu.memory import step_row
-from wavemamba.ops.cpu.simd import VECTOR_BYTES, get_float, get_int, inline, put_float, put_int
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_float, get_int, inline, put_float, put_int
 
 CHUNK = 32
 BLOCK = 128
+ITEMS = 16
+"""Work items below which blocks are made smaller."""
 STEPS = (CHUNK + 1) * VECTOR_BYTES
 """Bytes of a row with one vector a step, and one more: rows at multiples of 4096 would share their cache sets."""
 
@@ -75,6 +78,19 @@ def fill_runs(runs, starts, first, steps):  # type: ignore[no-untyped-def]  # nu
 def starts_here(starts, first):  # type: ignore[no-untyped-def]  # numba infers
     """Whether a chunk's first step starts a sequence."""
     return starts != 0 and get_int(starts + 8 * first) != 0
+
+
+@inline
+def kept_states(job, b, g, s, chunk, chunks, j, padded):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the states at the start of a chunk are kept, for `LANES` channels from `j` of block `s` on, or 0.
+
+    Of (B, G, chunks, channels / LANES, padded, LANES): the way in which they are written, whatever the blocks.
+    """
+    if job.checkpoints == 0:
+        return 0
+    vectors = (job.width + LANES - 1) // LANES
+    at = ((b * job.groups + g) * chunks + chunk) * vectors + (s * job.block + j) // LANES
+    return job.checkpoints + at * padded * VECTOR_BYTES
 
 
 @inline

@@ -14,10 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.backend import Case
+from wavemamba.ops.dispatch.kernel_op import kernels
+
 _LEAST = 2**20
 """Multiplications from which the call that is added, 1.5 µs, does not show."""
 _LEAST_NARROW = 2**17
 """The same for results of two to eight columns, which MKL takes four times as long for."""
+_LEAST_TURNED = 2**15
+"""Numbers from which a kernel of our own writes a matrix down transposed."""
+_CASE = Case("products", "cpu", torch.float32)
 _library: torch.library.Library | None = None
 
 
@@ -107,13 +114,23 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None and _is_cheaper_turned(a, b):
-        return _linear(b.t(), a, None).t().contiguous()
+        return _dense(_linear(b.t(), a, None).t())
     return _linear(a, b.t(), bias)
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix as it is, or a contiguous copy; of one that lies transposed by all cores."""
+    if matrix.is_contiguous():
+        return matrix
+    if matrix.numel() >= _LEAST_TURNED and matrix.t().is_contiguous() and availability.numba(_CASE) is None:
+        result: Tensor = kernels("cpu", "turning").turned(matrix.t())
+        return result
+    return matrix.contiguous()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # The op that PyTorch's own compiler computes Linear layers with: x @ weight.t() + bias, the weight as it is.
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), weight, bias, "none", [], "")
     return result
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from support import relative_error
 from torch import nn
 
-from wavemamba import machine, products, set_up_cpu
+from wavemamba import machine, set_up_cpu
+from wavemamba.ops import products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 TOLERANCE = 1e-6
@@ -79,6 +80,18 @@ def test_the_gradient_of_a_weight_for_many_rows(onednn, columns):
     one = torch.ones(1, 1).expand(2048, 128)  # the gradient of a sum
     exact = narrow.abs().double().sum(0).expand(128, columns)
     assert relative_error(one.t() @ narrow.abs(), exact) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 2**15), (2**15, 1), (2048, 16), (2047, 33), (100, 700), (513, 64), (16, 2048)])
+def test_a_matrix_is_turned_by_all_cores_as_by_pytorch(shape):
+    x = torch.randn(shape).t()
+    dense = products._dense(x)
+    assert dense.is_contiguous()
+    assert torch.equal(dense, x)
+    pytest.importorskip("numba")
+    from wavemamba.ops.cpu.turning import turned
+
+    assert torch.equal(turned(x.t()), x)
 
 
 def test_it_computes_what_is_large_enough_and_nothing_after_it_was_undone(onednn):
