@@ -77,6 +77,10 @@ def test_the_gradient_of_a_weight_for_many_rows(onednn, columns):
             assert relative_error(found, wanted) < TOLERANCE
             assert found.is_contiguous()
     assert ran(lambda: wide.t() @ torch.randn(2048, columns))
+    slice_of_a_projection = torch.randn(2048, 80)[:, :columns]
+    exact = wide.double().t() @ slice_of_a_projection.double()
+    assert relative_error(wide.t() @ slice_of_a_projection, exact) < TOLERANCE
+    assert ran(lambda: wide.t() @ slice_of_a_projection) == (columns < 64)
     one = torch.ones(1, 1).expand(2048, 128)  # the gradient of a sum
     exact = narrow.abs().double().sum(0).expand(128, columns)
     assert relative_error(one.t() @ narrow.abs(), exact) < TOLERANCE

@@ -20,8 +20,10 @@ from wavemamba.ops.dispatch.kernel_op import kernels
 
 _LEAST = 2**20
 """Multiplications from which the call that is added, 1.5 µs, does not show."""
-_LEAST_NARROW = 2**17
-"""The same for results of two to eight columns, which MKL takes four times as long for."""
+_NARROW, _LEAST_NARROW = 8, 2**17
+"""Columns up to which MKL takes twice as long, and multiplications from which that shows."""
+_SMALL = 8
+"""A second factor that is so many times smaller than the first one may be copied."""
 _LEAST_TURNED = 2**15
 """Numbers from which a kernel of our own writes a matrix down transposed."""
 _CASE = Case("products", "cpu", torch.float32)
@@ -93,14 +95,13 @@ def _addmm(
 
 
 def _worth_it(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN computes it, and faster: matrices that fit, the second one dense as it is or transposed."""
-    return (
-        a.dtype is torch.float32
-        and b.dtype is torch.float32
-        and a.dim() == 2 == b.dim()
-        and a.shape[1] == b.shape[0]
-        and a.shape[0] * b.numel() >= (_LEAST_NARROW if 1 < b.shape[1] <= 8 else _LEAST)
-        and (b.is_contiguous() or b.t().is_contiguous())
+    """Whether oneDNN computes it, and faster: matrices that fit, the second one dense as it is or transposed, or so
+    small beside the first one that its copy does not show."""
+    if not (a.dtype is torch.float32 is b.dtype and a.dim() == 2 == b.dim() and a.shape[1] == b.shape[0]):
+        return False
+    inner, columns = b.shape
+    return a.shape[0] * inner * columns >= (_LEAST_NARROW if 1 < columns <= _NARROW else _LEAST) and (
+        b.is_contiguous() or b.t().is_contiguous() or _SMALL * inner * columns <= a.numel()
     )
 
 
@@ -113,6 +114,8 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if not (b.is_contiguous() or b.t().is_contiguous()):
+        b = b.contiguous()
     if bias is None and _is_cheaper_turned(a, b):
         return _dense(_linear(b.t(), a, None).t())
     return _linear(a, b.t(), bias)
