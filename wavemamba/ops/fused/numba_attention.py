@@ -18,6 +18,7 @@ from wavemamba.ops.cpu.math import LOG2_E, exp2_product
 from wavemamba.ops.cpu.memory import aligned, clear, load_some, row_address
 from wavemamba.ops.cpu.simd import (
     LANES,
+    SIDE,
     VECTOR_BYTES,
     broadcast,
     get_float,
@@ -26,6 +27,7 @@ from wavemamba.ops.cpu.simd import (
     put_float,
     splat,
     store,
+    turn_block,
     where_less,
 )
 
@@ -40,13 +42,25 @@ ATTENTION_BACKWARD = Job(
 
 
 @inline
+def _block(source, across, target, target_across, height, width):  # type: ignore[no-untyped-def]  # numba infers
+    """Up to `SIDE` rows of up to `SIDE` numbers, `across` bytes apart, to columns."""
+    if height >= SIDE and width >= SIDE:
+        turn_block(source, across, target, target_across)
+    else:
+        rows, columns = min(SIDE, height), min(SIDE, width)
+        for i in range(rows):
+            for c in range(columns):
+                put_float(target + c * target_across + 4 * i, get_float(source + i * across + 4 * c))
+
+
+@inline
 def _turn(rows, b, first, count, offset, width, target, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of a head to lanes, `width` vectors of them, times a factor; zeros in the lanes of no row."""
     clear(target, width * VECTOR_BYTES)
-    for i in range(count):
+    for i in range(0, count, SIDE):
         row = row_address(rows, b, first + i) + offset
-        for c in range(width):
-            put_float(target + c * VECTOR_BYTES + 4 * i, get_float(row + 4 * c))
+        for c in range(0, width, SIDE):
+            _block(row + 4 * c, rows.row, target + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, count - i, width - c)
     for c in range(width):
         store(target + c * VECTOR_BYTES, load(target + c * VECTOR_BYTES) * splat(factor))
 
@@ -56,10 +70,10 @@ def _turn_back(rows, b, first, count, offset, width, source, factors):  # type: 
     """Lanes to rows of a head, each times its factor."""
     for c in range(width):
         store(source + c * VECTOR_BYTES, load(source + c * VECTOR_BYTES) * factors)
-    for i in range(count):
+    for i in range(0, count, SIDE):
         row = row_address(rows, b, first + i) + offset
-        for c in range(width):
-            put_float(row + 4 * c, get_float(source + c * VECTOR_BYTES + 4 * i))
+        for c in range(0, width, SIDE):
+            _block(source + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, row + 4 * c, rows.row, width - c, count - i)
 
 
 @inline
