@@ -37,10 +37,10 @@ SHARED = {"dim": 64, "in_chans": 1, "num_classes": 10, "class_dropout": 0.1}
 SETTINGS: dict[str, dict[str, str]] = {
     "sleeping": {"GOMP_SPINCOUNT": "0"},
     "spinning": {},
-    "set-up": {"GOMP_SPINCOUNT": "1000"},
-    "one-pass": {"GOMP_SPINCOUNT": "1000"},
-    "fused": {"GOMP_SPINCOUNT": "1000"},
-    "compiled": {"GOMP_SPINCOUNT": "1000"},
+    "set-up": {"GOMP_SPINCOUNT": "3000"},
+    "one-pass": {"GOMP_SPINCOUNT": "3000"},
+    "fused": {"GOMP_SPINCOUNT": "3000"},
+    "compiled": {"GOMP_SPINCOUNT": "3000"},
 }
 
 
