@@ -101,7 +101,7 @@ def test_tables_of_the_performance_page_are_the_committed_results():
 
 def test_ratios_of_the_readme_are_the_committed_results():
     scan = {(row["what"], row["batch"]): round(row["loop / ours"]) for row in results("cpu-scan")}
-    said = "takes a {}th to a {}nd of the time of mamba-ssm's plain loop forward, a {}th to a {}th forward and backward"
+    said = "takes a {}th to a {}th of the time of mamba-ssm's plain loop forward, a {}st to a {}th forward and backward"
     model = {row["what"]: row["of products"] for row in results("cpu-model") if row["dtype"] == "float32"}
     more = "takes {:.2f} times its own matrix products alone (training step: {:.2f})"
     text = " ".join(README.split())
