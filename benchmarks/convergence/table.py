@@ -149,6 +149,14 @@ QUESTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "mixer attention": {"mixer": "attention"},
         },
     ),
+    # As many parameters as the others: a block more in the transformer's place.
+    "what did well, together": (
+        "both branches, cross-attention, a transformer",
+        {
+            "space, no transformer": {"frequency": "none", "attention_every": 0, "depth": 5},
+            "linear, no transformer": {"fusion": "linear", "attention_every": 0, "depth": 5},
+        },
+    ),
 }
 
 
