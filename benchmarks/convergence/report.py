@@ -20,7 +20,6 @@ from table import (
     FULL,
     LADDER,
     QUESTIONS,
-    RIVALS,
     ROWS,
     SEEDS,
     Row,
@@ -157,6 +156,13 @@ def _base(found: Sequence[Measured]) -> Measured | None:
     return next((runs for runs in found if runs.row.name == BASE), None)
 
 
+def _measured_most(found: Sequence[Measured]) -> Measured | None:
+    """The whole model at the rate at which the fewest of its runs diverged."""
+    base = _base(found)
+    same = [runs for runs in found if base and (runs.row.model, runs.row.options) == (base.row.model, base.row.options)]
+    return max(same, key=lambda runs: len(runs.runs), default=None)
+
+
 def _longest(name: str, beside: Row, results: Results) -> Measured | None:
     """The longest runs of a model on the data and the path of a row: the others are their beginning."""
     same = [row for row in ROWS if (row.name, row.data, row.path) == (name, beside.data, beside.path)]
@@ -165,7 +171,7 @@ def _longest(name: str, beside: Row, results: Results) -> Measured | None:
 
 
 def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str, Mapping[str, float]]) -> str:
-    base = _base(found)
+    base = _measured_most(found)
     if base is None or rival is None:
         return ""
     others = [runs for runs in found if runs.row.name != RIVAL]
@@ -178,10 +184,10 @@ def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str
         rows.append([runs.row.name, *cells, *(["", ""] if cost is None else _cost(cost))])
     note = (
         f"*How many times more steps {RIVAL} takes to a distance than the model of the line, with the {CONFIDENCE:.0%} "
-        f"interval over seeds; the distances are those that {BASE} has after {_listed(moments)} steps; of {RIVAL} the "
-        f"runs of {rival.steps[-1]:,} steps are read. At least: it did not get there within them, and their length is "
-        "put in the place of its steps. In seconds the "
-        "ratio is this one times the ratio of the seconds a step.*"
+        f"interval over seeds; the distances are those that {base.row.name} has after {_listed(moments)} steps; of "
+        f"{RIVAL} the runs of {rival.steps[-1]:,} steps are read. At least: it did not get there within them, and "
+        "their length is put in the place of its steps. In seconds the ratio is this one times the ratio of the seconds a "
+        "step.*"
     )
     sentences = [_sentence(runs, rival, distances[-1], costs) for runs in others]
     return "\n\n".join([_table(rows), note, *filter(None, sentences)])
@@ -283,7 +289,7 @@ def _missing(results: Results) -> list[str]:
         done = sum(is_done(run, results) for run in final_runs(row, results))
         if done < len(SEEDS):
             path = f"{row.path}, {row.length} times as long" if row.length > 1 else row.path
-            name = row.name if row.name.startswith(tuple(RIVALS)) else f"{row.rate_of}, {row.name}"
+            name = row.name if row.group != "variants" else f"{row.rate_of}, {row.name}"
             lacking.append(f"| {name} | {DATA[row.data]} | {path} | {done} of {len(SEEDS)} |")
     if not lacking:
         return []
