@@ -186,7 +186,7 @@ def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str
         f"*How many times more steps {RIVAL} takes to a distance than the model of the line, with the {CONFIDENCE:.0%} "
         f"interval over seeds; the distances are those that {base.row.name} has after {_listed(moments)} steps; of "
         f"{RIVAL} the runs of {rival.steps[-1]:,} steps are read. At least: it did not get there within them, and "
-        "their length is put in the place of its steps. In seconds the ratio is this one times the ratio of the seconds a "
+        "their length is put in the place of its steps. In seconds the ratio is this one times that of the seconds a "
         "step.*"
     )
     sentences = [_sentence(runs, rival, distances[-1], costs) for runs in others]

@@ -153,7 +153,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "what did well, together": (
         "both branches, cross-attention, a transformer",
         {
-            "space, no transformer": {"frequency": "none", "attention_every": 0, "depth": 5},
+            "space, no transformer": {"frequency": "none", "fusion_heads": 8, "attention_every": 0, "depth": 5},
             "linear, no transformer": {"fusion": "linear", "attention_every": 0, "depth": 5},
         },
     ),
