@@ -13,6 +13,8 @@ from scipy.stats import t as student
 from table import Row, final_runs, is_done
 
 CONFIDENCE = 0.95
+SHARES = ("precision", "recall", "read_as_asked")
+"""Scores between 0 and 1; all others are above 0, and their means geometric."""
 
 
 class Interval(NamedTuple):
@@ -56,9 +58,17 @@ class Measured:
         """A score of every seed after a step."""
         return [point[score] for run in self.runs for point in run["curve"] if point["step"] == step]
 
+    def mean(self, step: int, score: str) -> Interval:
+        """A score over the seeds after a step."""
+        values = self.at(step, score)
+        if score not in SHARES:
+            return ratio_interval(values)
+        mean, low, high, count = interval(values)
+        return Interval(mean, max(0.0, low), min(1.0, high), count)
+
     def end(self, score: str) -> Interval:
         """A score at the end of the runs."""
-        return interval(self.at(self.steps[-1], score))
+        return self.mean(self.steps[-1], score)
 
 
 def measured(row: Row, results: Mapping[str, Mapping[str, Any]]) -> Measured | None:
@@ -79,7 +89,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def ratio_interval(values: Sequence[float]) -> Interval:
-    """The same of ratios: geometric mean, and the interval of their logarithms."""
+    """The same of ratios and of what is above 0: geometric mean, and the interval of their logarithms."""
     mean, low, high, count = interval([math.log(value) for value in values])
     return Interval(*(math.exp(x) if x < 700 else math.inf for x in (mean, low, high)), count)
 

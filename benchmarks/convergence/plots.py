@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from curves import Measured, interval
+from curves import Measured
 from table import FULL
 
 COLOURS = {"DiMSUM": "#1f6f8b", "DiT": "#d1495b", "SiT": "#edae49", "ZigMa": "#66a182", "DiffuSSM": "#8d6a9f"}
@@ -27,10 +27,12 @@ def curves(contenders: Sequence[Measured], costs: Mapping[str, Mapping[str, floa
             name = contender.row.name
             a_step = unit * (1.0 if cost is None else costs[name][cost])
             values = [np.array(contender.at(step, "frechet")) for step in contender.steps]
-            means = np.array([value.mean() for value in values])
+            means = np.array([contender.mean(step, "frechet").mean for step in contender.steps])
             spread = [means - [value.min() for value in values], [value.max() for value in values] - means]
             where = np.array(contender.steps) * a_step
-            axes.errorbar(where, means, spread, fmt="o-", ms=3, capsize=2, color=COLOURS.get(name), label=name)
+            axes.errorbar(
+                where, means, np.maximum(spread, 0.0), fmt="o-", ms=3, capsize=2, color=COLOURS.get(name), label=name
+            )
         axes.axhline(floor, color="#9aa5b1", linestyle="--", linewidth=1, label="real pictures")
         axes.set(xlabel=label, yscale="log")
         axes.set_xlim(left=0)
@@ -62,7 +64,7 @@ def variants(base: Measured, contenders: Sequence[Measured]) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.27 * len(rows)), layout="constrained")
     for place, contender in enumerate(reversed(rows)):
         values = contender.at(contender.steps[-1], "frechet")
-        mean, low, high, count = interval(values)
+        mean, low, high, count = contender.end("frechet")
         colour = COLOURS["DiMSUM"] if contender is base else "#555555"
         if count > 1:
             axes.plot([low, high], [place, place], color=colour, linewidth=1)
@@ -70,7 +72,7 @@ def variants(base: Measured, contenders: Sequence[Measured]) -> plt.Figure:
         axes.plot(mean, place, "o", color=colour, ms=4)
     axes.axvline(base.end("frechet").mean, color=COLOURS["DiMSUM"], linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [contender.row.name for contender in reversed(rows)], fontsize=8)
-    axes.set(xlabel=f"Fréchet distance after {base.steps[-1]} steps")
+    axes.set(xlabel=f"Fréchet distance after {base.steps[-1]} steps", xscale="log")
     axes.grid(alpha=0.3, axis="x")
     return figure
 

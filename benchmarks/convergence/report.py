@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from curves import CONFIDENCE, Interval, Lead, Measured, by_seed, interval, lead, measured, ratio_interval
+from curves import CONFIDENCE, Interval, Lead, Measured, by_seed, lead, measured, ratio_interval
 from judge import JUDGES
 from table import (
     ABLATED,
@@ -144,9 +144,9 @@ def _scores(found: Sequence[Measured], real: Mapping[str, Any]) -> str:
     own = [f"{train[score]:.2f}" for score in ("frechet", "precision", "recall", "read_as_asked")]
     rows.append(["real pictures", "", "", "", *own, "", f"{reference['nearest_training_picture']:.2f}"])
     note = (
-        f"*After {found[0].steps[-1]} steps; means over the seeds and, in brackets, their {CONFIDENCE:.0%} interval. "
-        "Nearest training picture: the median distance in pixels; that of real pictures is the reference's, so that "
-        "models far below it repeat what they were trained on.*"
+        f"*After {found[0].steps[-1]} steps; means over the seeds and, in brackets, their {CONFIDENCE:.0%} interval, "
+        "by logarithms but for precision, recall and reading. Nearest training picture: the median distance in pixels; "
+        "that of real pictures is the reference's, so that models far below it repeat what they were trained on.*"
     )
     return f"{_table(rows)}\n\n{note}"
 
@@ -176,7 +176,7 @@ def _leads(found: Sequence[Measured], rival: Measured | None, costs: Mapping[str
         return ""
     others = [runs for runs in found if runs.row.name != RIVAL]
     moments = [round(share * FULL.steps) for share in SHARES]
-    distances = [interval(base.at(moment, "frechet")).mean for moment in moments]
+    distances = [base.mean(moment, "frechet").mean for moment in moments]
     rows = [["", *(f"to {distance:.2f}" for distance in distances), "seconds a step", "GFLOP a step"]]
     for runs in [rival, *others]:
         cells = ["1" if runs is rival else _lead(lead(runs, rival, distance)) for distance in distances]
@@ -309,7 +309,7 @@ def _cost(cost: Mapping[str, float]) -> list[str]:
 
 
 def _shown(found: Interval, digits: int = 2) -> str:
-    if not math.isfinite(found.high - found.low):
+    if found.count < 2:
         return f"{found.mean:.{digits}f}"
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f}\N{EN DASH}{found.high:.{digits}f})"
 
