@@ -38,9 +38,10 @@ DIM, STATE, LEVELS = 32, 16, 2
 TRANSFORMS = ("haar", "dct", "db2", "sym8", "db10", "bior2.2")  # a wavelet of every kind and of 2 to 20 samples
 ORDER_OPTIONS = {"window": {"window": 4}}
 MODEL = {"dim": 64, "depth": 4, "attention_every": 2, "attention_heads": 4, "fusion_heads": 4, "num_classes": 10}
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "attention in windows": {"fusion": "window", "attention": "window"},
     "linear attention": {"fusion": "linear_attention", "attention": "linear_attention"},
+    "no attention": {"fusion": "linear", "attention_every": 0, "depth": 5},
     "full attention": {},
 }
 QUADRATIC = (
@@ -144,9 +145,9 @@ def models() -> dict[str, Run]:
     }
 
 
-def model_run(options: dict[str, str], training: bool, side: int, images: int) -> Callable[[], Tensor]:
+def model_run(options: dict[str, Any], training: bool, side: int, images: int) -> Callable[[], Tensor]:
     torch.manual_seed(0)
-    model = wavemamba.create_model("dimsum_tiny", img_size=32, **MODEL, **options).train(training)
+    model = wavemamba.create_model("dimsum_tiny", img_size=32, **{**MODEL, **options}).train(training)
     model.set_grad_checkpointing()
     for parameter in model.parameters():
         if not parameter.any():

@@ -38,6 +38,7 @@ CASES = {
         {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2, "attention_window": 3},
     ),
     "dimsum-linear-attention": ("dimsum_s2_linear", {"attention_every": 2, "fusion_heads": 2, "attention_heads": 2}),
+    "dimsum-without-attention": ("wavemamba_diffusion_s2", {}),
     **{
         f"dimsum-{mixer}": (
             "dimsum_tiny",
