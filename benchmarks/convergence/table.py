@@ -184,6 +184,15 @@ ROWS = (
     # What is best for a short run diverges in a long one.
     _row(ABLATED, "DiMSUM, half the rate", *RIVALS["DiMSUM"], group="long", rate_of="DiMSUM", lower=1, length=3),
     *_rivals("crops", DIFFERENT),
+    # A token of 4 x 8 pixels in three colours has 96 numbers, and 64 channels; one run of ZigMa collapses at its rate.
+    _row(
+        "crops",
+        "DiffuSSM, a step a token",
+        "diffussm_s",
+        {**RIVALS["DiffuSSM"][1], "shorten": 1},
+        rate_of="DiffuSSM",
+    ),
+    _row("crops", "ZigMa, half the rate", *RIVALS["ZigMa"], rate_of="ZigMa", lower=1),
 )
 
 

@@ -270,3 +270,20 @@ def test_reading_ahead_keeps_order_stops_when_unwanted_and_hands_errors_on():
     with pytest.raises(DataError, match="the network is gone"):
         next(again)
     assert list(read_ahead(iter("abc"), 1)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_generator_is_made_for_sources_that_draw(draws):
+    handed = []
+
+    class Watched(Counting):
+        def example(self, index, generator=None):
+            handed.append(generator is not None)
+            return super().example(index)
+
+    source = Watched(6)
+    source.draws = draws
+    rest, _ = hold_out(source, 0.5, seed=0)
+    whole = [batch[0] for batch in Batches(rest, seed=0, batch_size=3, start=0, stop=2)]
+    assert len(whole) == 2
+    assert handed == [draws] * 6
