@@ -79,7 +79,7 @@ def test_rivals_have_equal_parameters():
 
     counts = {}
     for row in ROWS:
-        if row.group == "rivals" and row.path == "gvp":
+        if row.group == "rivals" and row.path == "gvp" and row.rate_of is None:  # the others explain one of these
             train = load(row.data).train
             channels, *size = train.shape
             model = create_model(
