@@ -21,8 +21,8 @@ _LINEAR = {
     "window": ("window", "attention in windows, shifted by turns: a cost linear in the tokens"),
     "linear": ("linear_attention", "attention without softmax: a cost linear in the tokens"),
 }
-# What benchmarks/convergence found better than the paper's choices: a linear layer joins the branches, and two blocks more
-# stand in the transformer's place, for as many parameters. Without attention the cost is linear in the tokens.
+# What benchmarks/convergence found better than the paper's choices: a linear layer joins the branches, and two blocks
+# more stand in the transformer's place, for as many parameters. Without attention the cost is linear in the tokens.
 _OURS = {"fusion": "linear", "attention_every": 0}
 _DEEPER = {"s2": {"depth": 14}, "b2": {"depth": 14}, "l2": {"depth": 18}}
 
