@@ -72,7 +72,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 set_up_cpu(1)
-print(before, [faults() for step in range(4)][-1])"""
+print(before, [faults() for step in range(12)][-1])"""
     before, after = map(int, run(tmp_path, body)[0].split())
     assert after < before / 10
 

@@ -32,7 +32,6 @@ class Digits(ExampleSource):
         bunch = load_digits()
         self.images = torch.from_numpy(bunch.images.astype(np.float32))[:, None] / 8.0 - 1.0
         self.labels = torch.from_numpy(bunch.target.astype(np.int64))
-        self._numbers: list[int] = self.labels.tolist()
         self.classes = tuple(str(digit) for digit in range(10))
         self.shape = (1, 8, 8)
 
@@ -41,7 +40,7 @@ class Digits(ExampleSource):
 
     def example(self, index: int, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
         """Image `index` and its digit; `generator` is not drawn from."""
-        return self.images[index], self._numbers[index]
+        return self.images[index], int(self.labels.numpy()[index])
 
     def fingerprint(self) -> str:
         """Of all images and labels."""
