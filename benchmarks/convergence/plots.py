@@ -73,6 +73,8 @@ def variants(base: Measured, contenders: Sequence[Measured]) -> plt.Figure:
     axes.axvline(base.end("frechet").mean, color=COLOURS["DiMSUM"], linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [contender.row.name for contender in reversed(rows)], fontsize=8)
     axes.set(xlabel=f"Fréchet distance after {base.steps[-1]} steps", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
