@@ -101,8 +101,13 @@ def _worth_it(a: Tensor, b: Tensor) -> bool:
         return False
     inner, columns = b.shape
     return a.shape[0] * inner * columns >= (_LEAST_NARROW if 1 < columns <= _NARROW else _LEAST) and (
-        b.is_contiguous() or b.t().is_contiguous() or _SMALL * inner * columns <= a.numel()
+        _is_dense(b) or _SMALL * inner * columns <= a.numel()
     )
+
+
+def _is_dense(matrix: Tensor) -> bool:
+    """As it is, or transposed: so the op reads its second factor."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def _takes(out: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -114,8 +119,7 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    if not (b.is_contiguous() or b.t().is_contiguous()):
-        b = b.contiguous()
+    b = b if _is_dense(b) else b.contiguous()
     if bias is None and _is_cheaper_turned(a, b):
         return _dense(_linear(b.t(), a, None).t())
     return _linear(a, b.t(), bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wavemamba.ops.cpu.simd import (
     LANES,
+    SIDE,
     VECTOR_BYTES,
     copy_half,
     fetch,
@@ -16,6 +17,7 @@ from wavemamba.ops.cpu.simd import (
     splat,
     store,
     store_narrow,
+    turn_block,
 )
 
 NARROW = 2
@@ -142,6 +144,18 @@ def store_tile(source, target, across, count, height, block, spare):  # type: ig
         for n in range(height):
             for j in range(0, count, LANES):
                 store_some(target + 4 * (n * across + j), load(source + 4 * (n * block + j)), count - j, spare)
+
+
+@inline
+def turn_some(source, across, target, target_across, height, width):  # type: ignore[no-untyped-def]  # numba infers
+    """Up to `SIDE` rows of up to `SIDE` numbers, `across` bytes apart, to columns, `target_across` bytes apart."""
+    if height >= SIDE and width >= SIDE:
+        turn_block(source, across, target, target_across)
+    else:
+        rows, columns = min(SIDE, height), min(SIDE, width)
+        for i in range(rows):
+            for c in range(columns):
+                put_float(target + c * target_across + 4 * i, get_float(source + i * across + 4 * c))
 
 
 @inline

@@ -10,8 +10,9 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 from wavemamba.ops.cpu.kernels import Job, allocate, finish, kernel, take_item
+from wavemamba.ops.cpu.memory import turn_some
 from wavemamba.ops.cpu.runtime import launch
-from wavemamba.ops.cpu.simd import SIDE, get_float, put_float, turn_block
+from wavemamba.ops.cpu.simd import SIDE
 from wavemamba.ops.cpu.tensors import address, empty_rows
 
 _ROWS, _COLUMNS = 64, 512
@@ -39,12 +40,7 @@ def _turn(pointer):  # type: ignore[no-untyped-def]  # numba infers
             for r in range(first_row, last_row, SIDE):
                 source = job.source + across * r + 4 * c
                 target = job.target + target_across * c + 4 * r
-                if r + SIDE <= last_row and c + SIDE <= last:
-                    turn_block(source, across, target, target_across)
-                else:
-                    for i in range(min(SIDE, last_row - r)):
-                        for k in range(min(SIDE, last - c)):
-                            put_float(target + target_across * k + 4 * i, get_float(source + across * i + 4 * k))
+                turn_some(source, across, target, target_across, last_row - r, last - c)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
 

@@ -15,7 +15,7 @@ from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product
-from wavemamba.ops.cpu.memory import aligned, clear, load_some, row_address
+from wavemamba.ops.cpu.memory import aligned, clear, load_some, row_address, turn_some
 from wavemamba.ops.cpu.simd import (
     LANES,
     SIDE,
@@ -27,7 +27,6 @@ from wavemamba.ops.cpu.simd import (
     put_float,
     splat,
     store,
-    turn_block,
     where_less,
 )
 
@@ -42,25 +41,13 @@ ATTENTION_BACKWARD = Job(
 
 
 @inline
-def _block(source, across, target, target_across, height, width):  # type: ignore[no-untyped-def]  # numba infers
-    """Up to `SIDE` rows of up to `SIDE` numbers, `across` bytes apart, to columns."""
-    if height >= SIDE and width >= SIDE:
-        turn_block(source, across, target, target_across)
-    else:
-        rows, columns = min(SIDE, height), min(SIDE, width)
-        for i in range(rows):
-            for c in range(columns):
-                put_float(target + c * target_across + 4 * i, get_float(source + i * across + 4 * c))
-
-
-@inline
 def _turn(rows, b, first, count, offset, width, target, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of a head to lanes, `width` vectors of them, times a factor; zeros in the lanes of no row."""
     clear(target, width * VECTOR_BYTES)
     for i in range(0, count, SIDE):
         row = row_address(rows, b, first + i) + offset
         for c in range(0, width, SIDE):
-            _block(row + 4 * c, rows.row, target + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, count - i, width - c)
+            turn_some(row + 4 * c, rows.row, target + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, count - i, width - c)
     for c in range(width):
         store(target + c * VECTOR_BYTES, load(target + c * VECTOR_BYTES) * splat(factor))
 
@@ -73,7 +60,7 @@ def _turn_back(rows, b, first, count, offset, width, source, factors):  # type: 
     for i in range(0, count, SIDE):
         row = row_address(rows, b, first + i) + offset
         for c in range(0, width, SIDE):
-            _block(source + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, row + 4 * c, rows.row, width - c, count - i)
+            turn_some(source + c * VECTOR_BYTES + 4 * i, VECTOR_BYTES, row + 4 * c, rows.row, width - c, count - i)
 
 
 @inline
