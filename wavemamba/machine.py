@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from wavemamba.checks import expect_size
-from wavemamba.ops.products import mkl_leaves_vectors_idle, use_onednn
+from wavemamba.ops.products import mkl_leaves_vectors_idle, use_wide_vectors
 
 SPINS, POLICY, THREADS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
 _BRIEF = "3000"
@@ -37,7 +37,7 @@ class CpuSetup:
         waiting: how they wait for each other: "spinning" briefly, "sleeping", "as set" by the environment, or
             "as started", where the process could not start anew.
         keeps_memory: whether freed memory stays with the process.
-        products: which library multiplies matrices of float32: the one of PyTorch, or "oneDNN" in its place.
+        products: who multiplies matrices of float32: "PyTorch's" own library, or "oneDNN" and the kernel in its place.
     """
 
     threads: int
@@ -60,9 +60,9 @@ def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart:
       whoever sets one of them is left alone;
     - the memory that glibc hands back: none, so that the next step does not ask for the same pages again. The process
       then stays as large as it was at its largest;
-    - who multiplies matrices of float32: oneDNN instead of MKL, for all of PyTorch in this process, where the processor
-      has AVX-512 and is not Intel's. MKL does not use it there, and takes more than twice as long. See
-      `wavemamba.ops.products`.
+    - who multiplies matrices of float32: oneDNN instead of MKL, and a kernel of this library where they are small, for
+      all of PyTorch in this process, where the processor has AVX-512 and is not Intel's. MKL does not use it there, and
+      takes more than twice as long. See `wavemamba.ops.products`.
 
     Results depend on it as they depend on the number of threads: in the order of sums.
 
@@ -87,7 +87,7 @@ def set_up_cpu(threads: int | None = None, *, keep_memory: bool = True, restart:
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     torch.set_num_threads(chosen)
-    onednn = mkl_leaves_vectors_idle() and use_onednn()
+    onednn = mkl_leaves_vectors_idle() and use_wide_vectors()
     return CpuSetup(chosen, waiting, keep_memory and _keep_memory(), "oneDNN" if onednn else "PyTorch's")
 
 

@@ -27,8 +27,9 @@ from wavemamba.ops.cpu.simd import inline, instruction
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64), ("size", np.int64)])
 """A tensor (B, L, E) with neighbouring channels: address, byte strides, and the bytes of a number, 4 for float32 and 2
 for bfloat16; address 0 where absent."""
-_COUNT, _DONE = 8, 16
-"""Where a job has the number of its items, and that of the finished ones, in bytes."""
+_DONE = 16
+"""Where a job counts the finished items, in bytes."""
+_COUNTS = struct.Struct("=qqq")
 
 FilledJob: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
@@ -46,7 +47,8 @@ class Job:
         dtype = np.dtype([*counts, *fields.items()])
         self.signature = types.void(types.CPointer(from_dtype(dtype)))  # type: ignore[no-untyped-call]  # as above
         codes = "".join(4 * "q" if field == ROWS else np.dtype(field).char for field in fields.values())
-        self._packed = struct.Struct("=qqq" + codes.replace("l", "q"))
+        self._packed = struct.Struct(_COUNTS.format + codes.replace("l", "q"))
+        self._bytes: type[FilledJob] = ctypes.c_char * self._packed.size
 
     def fill(self, count: int, **values: Any) -> FilledJob:
         """A job of `count` items; every field must be given."""
@@ -57,12 +59,13 @@ class Job:
                 numbers += value
             else:
                 numbers.append(value)
-        return ctypes.create_string_buffer(self._packed.pack(*numbers), self._packed.size)
+        return self._bytes.from_buffer_copy(self._packed.pack(*numbers))
 
 
 def count_of(job: FilledJob) -> int:
     """The number of a job's items."""
-    return ctypes.c_int64.from_buffer(job, _COUNT).value
+    count: int = _COUNTS.unpack_from(job)[1]
+    return count
 
 
 def expect_done(job: FilledJob) -> None:
@@ -71,7 +74,7 @@ def expect_done(job: FilledJob) -> None:
     Raises:
         MemoryError: no thread had scratch memory for the rest.
     """
-    count, done = count_of(job), ctypes.c_int64.from_buffer(job, _DONE).value
+    _, count, done = _COUNTS.unpack_from(job)
     if done != count:
         raise MemoryError(
             f"a CPU kernel finished {done} of {count} parts: the system gave no scratch memory for the others; "

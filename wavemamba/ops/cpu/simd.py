@@ -33,12 +33,12 @@ HAS_SCALE = LANES == 32 and all(name in _FEATURES for name in ("+avx512f", "+avx
 exponential."""
 _FAST = ("contract",)
 
-_FLOAT = ir.FloatType()
-_INT = ir.IntType(32)
-_LONG = ir.IntType(64)
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_INTS = ir.VectorType(_INT, LANES)
-_LINE = ir.VectorType(_FLOAT, SIDE)
+FLOAT = ir.FloatType()
+INT = ir.IntType(32)
+LONG = ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+INTS = ir.VectorType(INT, LANES)
+_LINE = ir.VectorType(FLOAT, SIDE)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
 
 
@@ -60,17 +60,19 @@ def instruction(emit: Any) -> Any:
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _VECTOR)  # type: ignore[no-untyped-call]  # numba's has no types
+        super().__init__(manager, numba_type, VECTOR)  # type: ignore[no-untyped-call]  # numba's has no types
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
-    zeros = ir.Constant(_INTS, [ir.Constant(_INT, 0)] * LANES)
-    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+def spread(builder: ir.IRBuilder, scalar: ir.Value, kind: ir.VectorType = VECTOR) -> ir.Value:
+    """Emit a scalar in every lane of a vector type."""
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(INT, 0))
+    zeros = ir.Constant(ir.VectorType(INT, kind.count), [ir.Constant(INT, 0)] * kind.count)
+    return builder.shuffle_vector(first, undefined, zeros)
 
 
 def _indices(lanes_taken: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(_INT, len(lanes_taken)), [ir.Constant(_INT, lane) for lane in lanes_taken])
+    return ir.Constant(ir.VectorType(INT, len(lanes_taken)), [ir.Constant(INT, lane) for lane in lanes_taken])
 
 
 def _take(builder: ir.IRBuilder, value: ir.Value, first: int, width: int) -> ir.Value:
@@ -108,7 +110,7 @@ def load(typing: Any, address: Any) -> Any:
     """`LANES` float32 at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _VECTOR), align=4)
+        return builder.load(_pointer(builder, args[0], VECTOR), align=4)
 
     return lanes(types.int64), codegen
 
@@ -118,14 +120,14 @@ def store(typing: Any, address: Any, value: Any) -> Any:
     """Write a vector to an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _VECTOR), align=4)
+        builder.store(args[1], _pointer(builder, args[0], VECTOR), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, lanes), codegen
 
 
 def _every(value: int) -> ir.Constant:
-    return ir.Constant(_INTS, [ir.Constant(_INT, value)] * LANES)
+    return ir.Constant(INTS, [ir.Constant(INT, value)] * LANES)
 
 
 @instruction
@@ -134,7 +136,7 @@ def load_narrow(typing: Any, address: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         halves = builder.load(_pointer(builder, args[0], _HALVES), align=2)
-        return builder.bitcast(builder.shl(builder.zext(halves, _INTS), _every(16)), _VECTOR)
+        return builder.bitcast(builder.shl(builder.zext(halves, INTS), _every(16)), VECTOR)
 
     return lanes(types.int64), codegen
 
@@ -144,7 +146,7 @@ def store_narrow(typing: Any, address: Any, value: Any) -> Any:
     """Write a vector as bfloat16 to an address, rounded to the nearest, ties to even; NaN stays."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[1], _INTS)
+        bits = builder.bitcast(args[1], INTS)
         odd = builder.and_(builder.lshr(bits, _every(16)), _every(1))
         rounded = builder.lshr(builder.add(builder.add(bits, odd), _every(0x7FFF)), _every(16))
         kept = builder.select(builder.fcmp_unordered("uno", args[1], args[1]), _every(0x7FC0), rounded)
@@ -166,17 +168,22 @@ def copy_half(typing: Any, source: Any, target: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
+def ask_for(builder: ir.IRBuilder, address: ir.Value, size: int) -> None:
+    """Emit requests for so many bytes from an address; nothing happens where there is no memory."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), signature)
+    for line in range(0, size, _CACHE_LINE):
+        at = builder.inttoptr(builder.add(address, ir.Constant(LONG, line)), byte)
+        builder.call(function, [at, *(ir.Constant(INT, option) for option in (0, 3, 1))])  # read, keep, data
+
+
 @instruction
 def fetch(typing: Any, address: Any) -> Any:
     """Ask for the `LANES` float32 at an address ahead of their use; nothing where there is no memory."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), signature)
-        for line in range(0, VECTOR_BYTES, _CACHE_LINE):
-            at = builder.inttoptr(builder.add(args[0], ir.Constant(_LONG, line)), byte)
-            builder.call(function, [at, *(ir.Constant(_INT, option) for option in (0, 3, 1))])  # read, keep, data
+        ask_for(builder, args[0], VECTOR_BYTES)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -187,7 +194,7 @@ def broadcast(typing: Any, address: Any) -> Any:
     """The float32 at an address, in every lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(_pointer(builder, args[0], _FLOAT), align=4))
+        return spread(builder, builder.load(_pointer(builder, args[0], FLOAT), align=4))
 
     return lanes(types.int64), codegen
 
@@ -197,7 +204,7 @@ def splat(typing: Any, value: Any) -> Any:
     """A number, rounded to float32, in every lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32))
+        return spread(builder, context.cast(builder, args[0], sig.args[0], types.float32))
 
     return lanes(value), codegen
 
@@ -207,7 +214,7 @@ def get_float(typing: Any, address: Any) -> Any:
     """The float32 at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _FLOAT), align=4)
+        return builder.load(_pointer(builder, args[0], FLOAT), align=4)
 
     return types.float32(types.int64), codegen
 
@@ -217,7 +224,7 @@ def put_float(typing: Any, address: Any, value: Any) -> Any:
     """Write a float32 to an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _FLOAT), align=4)
+        builder.store(args[1], _pointer(builder, args[0], FLOAT), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), codegen
@@ -228,7 +235,7 @@ def get_int(typing: Any, address: Any) -> Any:
     """The int64 at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _LONG), align=8)
+        return builder.load(_pointer(builder, args[0], LONG), align=8)
 
     return types.int64(types.int64), codegen
 
@@ -275,8 +282,8 @@ def sum_halves(typing: Any, address: Any, across: Any) -> Any:
         first, across = args
         vectors = []
         for i in range(LANES // 2):
-            at = builder.add(first, builder.mul(across, ir.Constant(_LONG, i)))
-            vectors.append(builder.load(_pointer(builder, at, _VECTOR), align=4))
+            at = builder.add(first, builder.mul(across, ir.Constant(LONG, i)))
+            vectors.append(builder.load(_pointer(builder, at, VECTOR), align=4))
         while len(vectors) > 1:
             vectors = [_merge_pairs(builder, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
         return vectors[0]
@@ -294,11 +301,11 @@ def turn_block(typing: Any, source: Any, across: Any, target: Any, target_across
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         def line(first: Any, apart: Any, number: int) -> Any:
-            at = builder.add(first, builder.mul(apart, ir.Constant(_LONG, number)))
+            at = builder.add(first, builder.mul(apart, ir.Constant(LONG, number)))
             return builder.inttoptr(at, _LINE.as_pointer())
 
         def chosen(a: Any, b: Any, lanes: list[int]) -> Any:
-            mask = ir.Constant(ir.VectorType(_INT, SIDE), [ir.Constant(_INT, lane) for lane in lanes])
+            mask = ir.Constant(ir.VectorType(INT, SIDE), [ir.Constant(INT, lane) for lane in lanes])
             return builder.shuffle_vector(a, b, mask)
 
         source, across, target, target_across = args
@@ -325,26 +332,26 @@ def sum_half(typing: Any, value: Any, upper: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         half = LANES // 2
         total = builder.select(
-            builder.icmp_signed("==", args[1], ir.Constant(_LONG, 0)),
+            builder.icmp_signed("==", args[1], ir.Constant(LONG, 0)),
             *(_take(builder, args[0], first, half) for first in (0, half)),
         )
         width = half
         while width > 1:
             width //= 2
             total = builder.fadd(_take(builder, total, 0, width), _take(builder, total, width, width))
-        return builder.extract_element(total, ir.Constant(_INT, 0))
+        return builder.extract_element(total, ir.Constant(INT, 0))
 
     return types.float32(lanes, types.int64), codegen
 
 
 def _avx512(builder: ir.IRBuilder, name: str, values: Sequence[ir.Value], options: Sequence[int] = ()) -> ir.Value:
     """An AVX-512 instruction for 16 lanes, unmasked and with the current rounding mode, on all lanes."""
-    part, mask = ir.VectorType(_FLOAT, 16), ir.IntType(16)
+    part, mask = ir.VectorType(FLOAT, 16), ir.IntType(16)
     parts = []
     for first in range(0, LANES, 16):
         operands = [_take(builder, value, first, 16) for value in values]
-        operands += [ir.Constant(_INT, option) for option in options]
-        operands += [ir.Constant(part, ir.Undefined), ir.Constant(mask, -1), ir.Constant(_INT, 4)]
+        operands += [ir.Constant(INT, option) for option in options]
+        operands += [ir.Constant(part, ir.Undefined), ir.Constant(mask, -1), ir.Constant(INT, 4)]
         signature = ir.FunctionType(part, [operand.type for operand in operands])
         function = builder.module.declare_intrinsic(f"llvm.x86.avx512.mask.{name}.ps.512", (), signature)
         parts.append(builder.call(function, operands))
@@ -386,8 +393,8 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
     """2**n, where `shifted` is n + 1.5 * 2**23: the low bits of that number are n, wanted in the exponent."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.shl(builder.bitcast(args[0], _INTS), _every(23))
-        return builder.bitcast(builder.add(bits, _every(127 << 23)), _VECTOR)
+        bits = builder.shl(builder.bitcast(args[0], INTS), _every(23))
+        return builder.bitcast(builder.add(bits, _every(127 << 23)), VECTOR)
 
     return lanes(lanes), codegen
 
@@ -397,7 +404,7 @@ def put_int(typing: Any, address: Any, value: Any) -> Any:
     """Write an int64 to an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _LONG), align=8)
+        builder.store(args[1], _pointer(builder, args[0], LONG), align=8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

@@ -92,6 +92,11 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else _pointer(tensor, tensor.is_contiguous())
 
 
+def origin(tensor: Tensor) -> int:
+    """Where the numbers of a float32 tensor begin, for a kernel that is given all its strides."""
+    return _pointer(tensor, tensor.dtype is torch.float32)
+
+
 def _has_dense_rows(tensor: Tensor) -> bool:
     return tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or tensor.numel() == 0  # an empty one keeps any strides
 

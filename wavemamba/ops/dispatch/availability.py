@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF, Case
+from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF, Case, requested_backend
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_TRITON = (3, 3)
@@ -58,6 +58,12 @@ def numba(case: Case) -> str | None:
     if not INSTALLED["numba"]:
         return "numba is not installed"
     return NUMBA_SWITCHED_OFF if numba_is_switched_off() else None
+
+
+def numba_takes_part(case: Case) -> bool:
+    """Whether numba runs what is no op of a table, so that nobody names a backend for it: where it can, unless
+    `use_backend` or `WAVEMAMBA_BACKEND` name another one."""
+    return requested_backend("auto") in ("auto", "numba") and numba(case) is None
 
 
 def numba_is_switched_off() -> bool:

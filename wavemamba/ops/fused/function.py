@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wavemamba.ops.dispatch import availability
-from wavemamba.ops.dispatch.backend import Case, requested_backend
+from wavemamba.ops.dispatch.backend import Case
 from wavemamba.ops.dispatch.kernel_op import kernels
 from wavemamba.ops.dispatch.watching import is_watched
 
@@ -111,4 +111,4 @@ def _may_run_kernels(inputs: Sequence[Any], dtypes: tuple[torch.dtype, ...]) -> 
                 return False
             if differentiates_forward and forward_ad.unpack_dual(value).tangent is not None:
                 return False
-    return requested_backend("auto") in ("auto", "numba") and availability.numba(_CASE) is None
+    return availability.numba_takes_part(_CASE)

@@ -1,33 +1,41 @@
 """Matrix products of float32 on a processor whose vectors MKL does not use.
 
 PyTorch computes them by MKL, which uses AVX-512 on Intel's processors alone: on AMD's it stays below half of what they
-can do. oneDNN, which is part of PyTorch as well and computes its 16-bit products, knows no such difference.
+can do. Here a kernel of our own computes small ones, which oneDNN takes longer to begin than to compute and whose
+weights' gradients it writes down transposed, and oneDNN, which is part of PyTorch as well, the others.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wavemamba.ops.dispatch import availability
+from wavemamba.ops.dispatch.availability import numba_takes_part
 from wavemamba.ops.dispatch.backend import Case
 from wavemamba.ops.dispatch.kernel_op import kernels
 
 _LEAST = 2**20
-"""Multiplications from which the call that is added, 1.5 µs, does not show."""
+"""Multiplications from which MKL is slower than what begins a call of the others."""
 _NARROW, _LEAST_NARROW = 8, 2**17
 """Columns up to which MKL takes twice as long, and multiplications from which that shows."""
 _SMALL = 8
-"""A second factor that is so many times smaller than the first one may be copied."""
+"""A second factor that is so many times smaller than the first one may be copied for oneDNN."""
 _LEAST_TURNED = 2**15
 """Numbers from which a kernel of our own writes a matrix down transposed."""
-_CASE = Case("products", "cpu", torch.float32)
+_HELD = 2**16
+"""Numbers of a second factor that the kernel holds in cache while the rows of the first one pass."""
+_KEPT = 2**17
+"""Numbers of a weight's gradient that it keeps shares of."""
+_LEAST_ROWS = 12
+"""Of a product of the kernel."""
 _library: torch.library.Library | None = None
+_with_kernel = False
 
 
 def mkl_leaves_vectors_idle(cpus: Path = Path("/proc/cpuinfo")) -> bool:
@@ -41,14 +49,16 @@ def mkl_leaves_vectors_idle(cpus: Path = Path("/proc/cpuinfo")) -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and "GenuineIntel" not in about
 
 
-def use_onednn() -> bool:
-    """Let oneDNN compute this process's products of float32 matrices on the CPU, `torch.mm` and `torch.addmm`.
+def use_wide_vectors() -> bool:
+    """Let oneDNN and the kernel compute this process's products of float32 matrices on the CPU, `torch.mm` and
+    `torch.addmm`.
 
     All of PyTorch computes them so from then on, gradients too; in float32, with sums in another order. Returns whether
-    it does: not where the two libraries disagree.
+    it does: not where the libraries disagree.
     """
-    global _library
+    global _library, _with_kernel
     if _library is None and _agrees():
+        _with_kernel = numba_takes_part(Case("products", "cpu", torch.float32))
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Oo]verrid")
@@ -60,7 +70,7 @@ def use_onednn() -> bool:
 
 
 def use_mkl() -> None:
-    """Undo `use_onednn`."""
+    """Undo `use_wide_vectors`."""
     global _library
     if _library is not None:
         _library._destroy()
@@ -68,8 +78,8 @@ def use_mkl() -> None:
 
 
 def _mm(original: Any, keys: Any, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    if _worth_it(a, b) and (out is None or _takes(out, a, b)):
-        return _given(_product(a, b, None), out)
+    if (out is None or _takes(out, a, b)) and (product := _product(a, b, None)) is not None:
+        return _given(product, out)
     result: Tensor = original.call_boxed(keys, a, b, **({} if out is None else {"out": out}))
     return result
 
@@ -86,28 +96,12 @@ def _addmm(
     out: Tensor | None = None,
 ) -> Tensor:
     plain = beta == alpha == 1 and bias.dtype is torch.float32 and bias.shape == b.shape[1:] and bias.is_contiguous()
-    if plain and _worth_it(a, b) and (out is None or _takes(out, a, b)):
-        return _given(_product(a, b, bias), out)
+    if plain and (out is None or _takes(out, a, b)) and (product := _product(a, b, bias)) is not None:
+        return _given(product, out)
     result: Tensor = original.call_boxed(
         keys, bias, a, b, beta=beta, alpha=alpha, **({} if out is None else {"out": out})
     )
     return result
-
-
-def _worth_it(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN computes it, and faster: matrices that fit, the second one dense as it is or transposed, or so
-    small beside the first one that its copy does not show."""
-    if not (a.dtype is torch.float32 is b.dtype and a.dim() == 2 == b.dim() and a.shape[1] == b.shape[0]):
-        return False
-    inner, columns = b.shape
-    return a.shape[0] * inner * columns >= (_LEAST_NARROW if 1 < columns <= _NARROW else _LEAST) and (
-        _is_dense(b) or _SMALL * inner * columns <= a.numel()
-    )
-
-
-def _is_dense(matrix: Tensor) -> bool:
-    """As it is, or transposed: so the op reads its second factor."""
-    return matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def _takes(out: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -118,8 +112,47 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
     return product if out is None else out.copy_(product)
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    b = b if _is_dense(b) else b.contiguous()
+def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
+    """`a @ b + bias`; None where MKL computes it faster, or the matrices do not fit.
+
+    The second one is dense as it is or transposed, or so small beside the first one that its copy does not show.
+    """
+    if not (a.dtype is torch.float32 is b.dtype and a.dim() == 2 == b.dim()):
+        return None
+    (rows, inner), (same, columns) = a.shape, b.shape
+    work = rows * inner * columns
+    if inner != same or work < (_LEAST_NARROW if 1 < columns <= _NARROW else _LEAST):
+        return None
+    if not _is_dense(b):
+        if _SMALL * inner * columns > rows * inner:
+            return None
+        b = b.contiguous()
+    if _with_kernel and _is_held(a, b) and max(rows, columns) >= _LEAST_ROWS:
+        return _by_kernel(a, b, bias)
+    return _by_onednn(a, b, bias)
+
+
+def _is_dense(matrix: Tensor) -> bool:
+    """As it is, or transposed: so both read their second factor."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
+
+
+def _is_held(a: Tensor, b: Tensor) -> bool:
+    """Whether the second factor stays in cache, or the result does, where the columns of `a`, over which its rows are
+    summed, lie as rows do: the gradient of a weight."""
+    columns = b.shape[1]
+    return b.shape[0] * columns <= _HELD or (a.stride(0) == 1 and a.shape[0] * columns <= _KEPT)
+
+
+def _by_kernel(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    multiplied: Callable[[Tensor, Tensor, Tensor | None], Tensor] = kernels("products", "numba").multiplied
+    if a.shape[0] >= _LEAST_ROWS:
+        return multiplied(a, b, bias)
+    product = multiplied(b.t(), a.t() if _is_dense(a) else a.t().contiguous(), None).t().contiguous()
+    return product if bias is None else product.add_(bias)
+
+
+def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None and _is_cheaper_turned(a, b):
         return _dense(_linear(b.t(), a, None).t())
     return _linear(a, b.t(), bias)
@@ -129,8 +162,8 @@ def _dense(matrix: Tensor) -> Tensor:
     """The matrix as it is, or a contiguous copy; of one that lies transposed by all cores."""
     if matrix.is_contiguous():
         return matrix
-    if matrix.numel() >= _LEAST_TURNED and matrix.t().is_contiguous() and availability.numba(_CASE) is None:
-        result: Tensor = kernels("cpu", "turning").turned(matrix.t())
+    if matrix.numel() >= _LEAST_TURNED and matrix.t().is_contiguous() and _with_kernel:
+        result: Tensor = kernels("products", "numba").turned(matrix.t())
         return result
     return matrix.contiguous()
 
@@ -159,6 +192,6 @@ def _agrees() -> bool:
         a, b = (torch.arange(12, dtype=torch.float32, device="cpu").view(shape) for shape in ((3, 4), (4, 3)))
         bias = torch.ones(3, dtype=torch.float32, device="cpu")
         try:
-            return torch.equal(_product(a, b, bias), torch.addmm(bias, a, b))
+            return torch.equal(_by_onednn(a, b, bias), torch.addmm(bias, a, b))
         except (AttributeError, RuntimeError):
             return False
