@@ -240,8 +240,10 @@ def test_an_empty_batch(make):
 
 
 def test_attention_between_grids_of_two_sizes():
-    for queries, keys in ((1, 5), (33, 7), (6, 66)):
-        q, k, v = draw([(2, queries, 12), (2, keys, 12), (2, keys, 12)])
+    # Up to 16 of both, two heads share the lanes, the last one of an odd number with itself.
+    sizes = ((2, 1, 5), (2, 33, 7), (2, 6, 66), (1, 9, 16), (3, 16, 16), (1, 17, 4), (1, 4, 17))
+    for batch, queries, keys in sizes:
+        q, k, v = draw([(batch, queries, 12), (batch, keys, 12), (batch, keys, 12)])
         exact = gradients(lambda q, k, v: attend(q, k, v, 3), [q, k, v])
         y, found = gradients(
             lambda q, k, v: attend(q, k, v, 3), [t.detach().float().requires_grad_() for t in (q, k, v)]

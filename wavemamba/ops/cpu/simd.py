@@ -200,6 +200,27 @@ def broadcast(typing: Any, address: Any) -> Any:
 
 
 @instruction
+def broadcast_parts(typing: Any, addresses: Any) -> Any:
+    """The float32 at each of one or more addresses, in its part of the lanes."""
+    parts = len(addresses)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        part = ir.VectorType(FLOAT, LANES // parts)
+        found = []
+        for number in range(parts):
+            address = builder.extract_value(args[0], number)
+            found.append(spread(builder, builder.load(_pointer(builder, address, FLOAT), align=4), part))
+        while len(found) > 1:
+            both = list(range(2 * found[0].type.count))
+            found = [
+                builder.shuffle_vector(*pair, _indices(both)) for pair in zip(found[::2], found[1::2], strict=True)
+            ]
+        return found[0]
+
+    return lanes(addresses), codegen
+
+
+@instruction
 def splat(typing: Any, value: Any) -> Any:
     """A number, rounded to float32, in every lane."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wavemamba.ops.cpu.runtime import launch, sum_slices
+from wavemamba.ops.cpu.simd import LANES
 from wavemamba.ops.cpu.tensors import address, contiguous, empty_rows, float_rows, kernel_rows, rows
 from wavemamba.ops.fused import numba_attention as attention_kernels
 from wavemamba.ops.fused import numba_rows as kernels
@@ -108,40 +109,52 @@ def gated_gelu_backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The result, the result in float32 and the logarithms of the sums of powers, which the gradient reads."""
+    """The result; the result in float32, and of every query its largest score and one by the sum of its powers, which
+    the gradient reads."""
     dtype = q.dtype
     q, k, v = (float_rows(t) for t in (q, k, v))
-    y, logs = empty_rows(q.shape), empty_rows((q.shape[0], num_heads, q.shape[1]))
+    y, of_queries = empty_rows(q.shape), empty_rows((2, q.shape[0], num_heads, q.shape[1]))
     job = attention_kernels.ATTENTION.fill(
-        q.shape[0] * num_heads,
         **_attention_sizes(q, k, num_heads),
         q=rows(q),
         k=rows(k),
         v=rows(v),
         y=rows(y),
-        logs=address(logs),
+        most=address(of_queries[0]),
+        share=address(of_queries[1]),
     )
     launch(attention_kernels.attention, job)
-    return y.to(dtype), (y, logs)
+    return y.to(dtype), (y, of_queries)
 
 
 def attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, num_heads: int, y: Tensor, logs: Tensor
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, num_heads: int, y: Tensor, of_queries: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of queries, keys and values."""
     g, q, k, v = (float_rows(t) for t in (g, q, k, v))
     dq, dk, dv = (empty_rows(t.shape) for t in (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "y": y, "g": g, "dq": dq, "dk": dk, "dv": dv}
+    places: dict[str, Any] = {name: rows(tensor) for name, tensor in tensors.items()}
     job = attention_kernels.ATTENTION_BACKWARD.fill(
-        q.shape[0] * num_heads,
         **_attention_sizes(q, k, num_heads),
-        **{name: rows(tensor) for name, tensor in tensors.items()},
-        logs=address(logs),
+        **places,
+        most=address(of_queries[0]),
+        share=address(of_queries[1]),
     )
     launch(attention_kernels.attention_backward, job)
     return dq, dk, dv, None
 
 
 def _attention_sizes(q: Tensor, k: Tensor, num_heads: int) -> dict[str, Any]:
-    width = q.shape[2] // num_heads
-    return {"heads": num_heads, "queries": q.shape[1], "keys": k.shape[1], "width": width, "scale": width**-0.5}
+    width, all_heads = q.shape[2] // num_heads, q.shape[0] * num_heads
+    pairs = max(q.shape[1], k.shape[1]) <= LANES // 2
+    return {
+        "count": -(-all_heads // 2) if pairs else all_heads,
+        "pairs": pairs,
+        "all_heads": all_heads,
+        "heads": num_heads,
+        "queries": q.shape[1],
+        "keys": k.shape[1],
+        "width": width,
+        "scale": width**-0.5,
+    }
