@@ -1,6 +1,6 @@
 """The numba loop of the Haar packet map: one read and one write of the map, channels in vector lanes.
 
-A work item is one coarse cell of `2**levels x 2**levels` pixels. Every level replaces, in place, the four vectors
+A work item is a run of coarse cells of `2**levels x 2**levels` pixels. Every level replaces, in place, the four vectors
 whose pixels differ in one bit of the row and one of the column by their 2x2 Haar transform. The levels commute and each
 is its own inverse, so that the same butterflies serve both directions, and the place of pixel `(r, q)` ends up holding
 the band with the digits `r_i + 2 q_i`, `i` counting bits from the last.
@@ -12,15 +12,22 @@ import numpy as np
 from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
-from wavemamba.ops.cpu.memory import aligned, load_some, row_address, store_some
+from wavemamba.ops.cpu.memory import (
+    aligned,
+    load_channels,
+    load_some,
+    row_address,
+    store_channels,
+    store_some,
+    turn_some,
+)
 from wavemamba.ops.cpu.simd import (
     LANES,
+    SIDE,
     VECTOR_BYTES,
-    get_float,
     get_int,
     inline,
     load,
-    put_float,
     put_int,
     splat,
     store,
@@ -29,6 +36,8 @@ from wavemamba.ops.cpu.simd import (
 CHANNEL, INTERLEAVED, MOSAIC = range(3)
 
 JOB = Job(
+    cells=np.int64,
+    run=np.int64,
     levels=np.int64,
     height=np.int64,  # in cells
     width=np.int64,
@@ -37,7 +46,7 @@ JOB = Job(
     inverse=np.int64,
     scale=np.float64,
     x=ROWS,
-    y=ROWS,
+    y=ROWS,  # of the same size
 )
 
 
@@ -72,22 +81,28 @@ def _butterflies(cell, levels):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
-def _band_row(mixed, bands, band_rows, p, channels, layout):  # type: ignore[no-untyped-def]  # numba infers
-    """Where the band of a place is read or written."""
-    return mixed + 4 * get_int(bands + 8 * p) * channels if layout == CHANNEL else get_int(band_rows + 8 * p)
+def _turn(source, rows, columns, target):  # type: ignore[no-untyped-def]  # numba infers
+    """A dense matrix to its transpose."""
+    for c in range(0, columns, SIDE):
+        for r in range(0, rows, SIDE):
+            at, to = source + 4 * (r * columns + c), target + 4 * (c * rows + r)
+            turn_some(at, 4 * columns, to, 4 * rows, rows - r, columns - c)
 
 
 @kernel(JOB)
 def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    """Transform pixels to bands, or with `inverse` bands to pixels; see `wavemamba.ops.haar` for the map."""
+    """Transform pixels to bands, or with `inverse` bands to pixels; see `wavemamba.ops.haar` for the map.
+
+    In the channel layout the bands of a cell, one after the other, are a matrix of a row a channel of its tokens.
+    """
     jobs = carray(pointer, 1)
     job = jobs[0]
     levels, height, width, channels, layout = job.levels, job.height, job.width, job.channels, job.layout
-    side = 1 << levels
+    side, size = 1 << levels, job.x.size
     tokens = side * side
     factor = splat(job.scale / side)  # before the sums, so that none overflows where the result would not
-    forward = job.inverse == 0
-    scratch = allocate((tokens + 2) * VECTOR_BYTES + tokens * (3 * 8 + 4 * channels))
+    forward, by_channel = job.inverse == 0, layout == CHANNEL
+    scratch = allocate((tokens + 2) * VECTOR_BYTES + tokens * (3 * 8 + 2 * 4 * channels))
     if scratch == 0:
         return
     cell = aligned(scratch)
@@ -96,49 +111,63 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
     pixel_rows = bands + 8 * tokens
     band_rows = pixel_rows + 8 * tokens
     mixed = band_rows + 8 * tokens  # for the channel layout: all bands of the cell, one after the other
+    turned = mixed + 4 * tokens * channels  # and its tokens
     _fill_bands(bands, levels)
     done = 0
     while True:
         item = take_item(jobs.ctypes.data)
         if item >= job.count:
             break
-        w = item % width
-        h = item // width % height
-        b = item // (width * height)
-        for p in range(tokens):
-            corner = (h * side + p // side) * width * side + w * side
-            pixel = corner + p % side
-            band = get_int(bands + 8 * p)
-            if layout == INTERLEAVED:
-                token = (h * side + band // side) * width * side + w * side + band % side
-            elif layout == MOSAIC:
-                token = (band // side * height + h) * width * side + band % side * width + w
-            else:
-                token = pixel
-            pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
-            band_row = row_address(job.y, b, token) if forward else row_address(job.x, b, token)
-            put_int(pixel_rows + 8 * p, pixel_row)
-            put_int(band_rows + 8 * p, band_row)
-        if layout == CHANNEL and not forward:
+        for place in range(item * job.run, min((item + 1) * job.run, job.cells)):
+            w = place % width
+            h = place // width % height
+            b = place // (width * height)
             for p in range(tokens):
-                for c in range(channels):
-                    put_float(mixed + 4 * (c * tokens + p), get_float(get_int(band_rows + 8 * p) + 4 * c))
-        for j in range(0, channels, LANES):
-            offset, count = 4 * j, channels - j
-            for p in range(tokens):
-                row = get_int(pixel_rows + 8 * p)
-                if not forward:
-                    row = _band_row(mixed, bands, band_rows, p, channels, layout)
-                store(cell + p * VECTOR_BYTES, load_some(row + offset, count, spare) * factor)
-            _butterflies(cell, levels)
-            for p in range(tokens):
-                row = get_int(pixel_rows + 8 * p)
-                if forward:
-                    row = _band_row(mixed, bands, band_rows, p, channels, layout)
-                store_some(row + offset, load(cell + p * VECTOR_BYTES), count, spare)
-        if layout == CHANNEL and forward:
-            for p in range(tokens):
-                for c in range(channels):
-                    put_float(get_int(band_rows + 8 * p) + 4 * c, get_float(mixed + 4 * (c * tokens + p)))
+                corner = (h * side + (p >> levels)) * width * side + w * side
+                pixel = corner + (p & side - 1)
+                band = get_int(bands + 8 * p)
+                if layout == INTERLEAVED:
+                    token = (h * side + (band >> levels)) * width * side + w * side + (band & side - 1)
+                elif layout == MOSAIC:
+                    token = ((band >> levels) * height + h) * width * side + (band & side - 1) * width + w
+                else:
+                    token = pixel
+                pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
+                band_row = row_address(job.y, b, token) if forward else row_address(job.x, b, token)
+                put_int(pixel_rows + 8 * p, pixel_row)
+                put_int(band_rows + 8 * p, band_row)
+            if by_channel and not forward:
+                for p in range(tokens):
+                    source, target = get_int(band_rows + 8 * p), turned + 4 * p * channels
+                    for j in range(0, channels, LANES):
+                        value = load_channels(source + size * j, size, channels - j, spare)
+                        store_some(target + 4 * j, value, channels - j, spare)
+                _turn(turned, tokens, channels, mixed)
+            for j in range(0, channels, LANES):
+                count = channels - j
+                for p in range(tokens):
+                    if forward:
+                        value = load_channels(get_int(pixel_rows + 8 * p) + size * j, size, count, spare)
+                    elif by_channel:
+                        value = load_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), count, spare)
+                    else:
+                        value = load_channels(get_int(band_rows + 8 * p) + size * j, size, count, spare)
+                    store(cell + p * VECTOR_BYTES, value * factor)
+                _butterflies(cell, levels)
+                for p in range(tokens):
+                    value = load(cell + p * VECTOR_BYTES)
+                    if not forward:
+                        store_channels(get_int(pixel_rows + 8 * p) + size * j, size, value, count, spare)
+                    elif by_channel:
+                        store_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), value, count, spare)
+                    else:
+                        store_channels(get_int(band_rows + 8 * p) + size * j, size, value, count, spare)
+            if by_channel and forward:
+                _turn(mixed, channels, tokens, turned)
+                for p in range(tokens):
+                    source, target = turned + 4 * p * channels, get_int(band_rows + 8 * p)
+                    for j in range(0, channels, LANES):
+                        value = load_some(source + 4 * j, channels - j, spare)
+                        store_channels(target + size * j, size, value, channels - j, spare)
         done += 1
     finish(jobs.ctypes.data, done, scratch)
