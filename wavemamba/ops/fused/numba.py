@@ -111,30 +111,29 @@ def gated_gelu_backward(g: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The result; the result in float32, and of every query its largest score and one by the sum of its powers, which
     the gradient reads."""
-    dtype = q.dtype
-    q, k, v = (float_rows(t) for t in (q, k, v))
+    q, k, v = (kernel_rows(t) for t in (q, k, v))
     y, of_queries = empty_rows(q.shape), empty_rows((2, q.shape[0], num_heads, q.shape[1]))
     job = attention_kernels.ATTENTION.fill(
         **_attention_sizes(q, k, num_heads),
-        q=rows(q),
-        k=rows(k),
-        v=rows(v),
+        q=rows(q, may_be_narrow=True),
+        k=rows(k, may_be_narrow=True),
+        v=rows(v, may_be_narrow=True),
         y=rows(y),
         most=address(of_queries[0]),
         share=address(of_queries[1]),
     )
     launch(attention_kernels.attention, job)
-    return y.to(dtype), (y, of_queries)
+    return y.to(q.dtype), (y, of_queries)
 
 
 def attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, num_heads: int, y: Tensor, of_queries: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of queries, keys and values."""
-    g, q, k, v = (float_rows(t) for t in (g, q, k, v))
+    g, q, k, v = (kernel_rows(t) for t in (g, q, k, v))
     dq, dk, dv = (empty_rows(t.shape) for t in (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "y": y, "g": g, "dq": dq, "dk": dk, "dv": dv}
-    places: dict[str, Any] = {name: rows(tensor) for name, tensor in tensors.items()}
+    places: dict[str, Any] = {name: rows(tensor, may_be_narrow=True) for name, tensor in tensors.items()}
     job = attention_kernels.ATTENTION_BACKWARD.fill(
         **_attention_sizes(q, k, num_heads),
         **places,

@@ -17,7 +17,15 @@ from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
 from wavemamba.ops.cpu.math import LOG2_E, exp2_product
-from wavemamba.ops.cpu.memory import aligned, clear, row_address, turn_some
+from wavemamba.ops.cpu.memory import (
+    NARROW,
+    aligned,
+    clear,
+    load_channels,
+    row_address,
+    store_some,
+    turn_some,
+)
 from wavemamba.ops.cpu.simd import (
     LANES,
     SIDE,
@@ -57,7 +65,7 @@ def _emit_each(numbers, size, start):  # type: ignore[no-untyped-def]  # numba i
 
 @inline
 def _head(rows, heads, width, head):  # type: ignore[no-untyped-def]  # numba infers
-    return row_address(rows, head // heads, 0) + head % heads * width * 4
+    return row_address(rows, head // heads, 0) + head % heads * width * rows.size
 
 
 def _begins(rows: Any, heads: int, width: int, taken: Any) -> Any:
@@ -75,6 +83,32 @@ def _emit_begins(rows, heads, width, taken):  # type: ignore[no-untyped-def]  # 
 def _along(addresses, count):  # type: ignore[no-untyped-def]  # numba infers
     """So many bytes after each address."""
     return _each(addresses, 1, count)
+
+
+@inline
+def _widen(begins, row, size, count, width, target):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the rows of each head lie as float32, and how far apart: where they were, or copies in the target."""
+    if size != NARROW:
+        return begins, row
+    spare = target
+    first = target + VECTOR_BYTES
+    for part in range(len(begins)):
+        for i in range(count):
+            source, to = begins[part] + i * row, first + 4 * width * (part * count + i)
+            for c in range(0, width, LANES):
+                store_some(to + 4 * c, load_channels(source + NARROW * c, size, width - c, spare), width - c, spare)
+    return _copies(begins, first, 4 * width * count), 4 * width
+
+
+def _copies(begins: Any, first: int, apart: int) -> Any:
+    """Addresses so far apart, as many as there are in a tuple."""
+
+
+@overload(_copies, jit_options={"forceinline": True})
+def _emit_copies(begins, first, apart):  # type: ignore[no-untyped-def]  # numba infers
+    if len(begins) == 1:
+        return lambda begins, first, apart: (first,)
+    return lambda begins, first, apart: (first, first + apart)
 
 
 @inline
@@ -160,6 +194,20 @@ def _power(x):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @inline
+def _room(job, copies):  # type: ignore[no-untyped-def]  # numba infers
+    """Bytes of so many copies of an item's rows, none where those are float32."""
+    parts = 2 if job.pairs else 1
+    bytes_ = VECTOR_BYTES + 4 * job.width * parts * max(job.queries, job.keys)
+    return copies * bytes_ if job.q.size == NARROW else 0
+
+
+@inline
+def _taken(job, rows, count, heads, copies):  # type: ignore[no-untyped-def]  # numba infers
+    """Where the rows of each head lie as float32, and how far apart."""
+    return _widen(_begins(rows, job.heads, job.width, heads), rows.row, rows.size, count, job.width, copies)
+
+
+@inline
 def _attend(job, heads, scratch):  # type: ignore[no-untyped-def]  # numba infers
     queries, keys, width = job.queries, job.keys, job.width
     turned = scratch
@@ -167,15 +215,19 @@ def _attend(job, heads, scratch):  # type: ignore[no-untyped-def]  # numba infer
     scores = sums + width * VECTOR_BYTES
     factor = job.scale * LOG2_E
     least = splat(-math.inf)
-    q, k = _begins(job.q, job.heads, width, heads), _begins(job.k, job.heads, width, heads)
-    v, y = _begins(job.v, job.heads, width, heads), _begins(job.y, job.heads, width, heads)
+    copies = scores + ((keys + 3) // 4 * 4 + 1) * VECTOR_BYTES
+    room = _room(job, 1)
+    q, q_row = _taken(job, job.q, queries, heads, copies)
+    k, k_row = _taken(job, job.k, keys, heads, copies + room)
+    v, v_row = _taken(job, job.v, keys, heads, copies + 2 * room)
+    y = _begins(job.y, job.heads, width, heads)
     largest, shares = _each(heads, 4 * queries, job.most), _each(heads, 4 * queries, job.share)
     for first in range(0, queries, LANES):
         count = min(LANES, queries - first)
-        _turn(q, job.q.row, first, count, width, turned, factor)
+        _turn(q, q_row, first, count, width, turned, factor)
         most = least
         for j in range(0, keys, 4):
-            k0, k1, k2, k3 = _four(k, job.k.row, j, keys - 1)
+            k0, k1, k2, k3 = _four(k, k_row, j, keys - 1)
             s0, s1, s2, s3 = _products(turned, k0, k1, k2, k3, width)
             if j + 1 >= keys:
                 s1 = least
@@ -198,7 +250,7 @@ def _attend(job, heads, scratch):  # type: ignore[no-untyped-def]  # numba infer
             p0, p1 = _power(load(at) - most), _power(load(at + VECTOR_BYTES) - most)
             p2, p3 = _power(load(at + 2 * VECTOR_BYTES) - most), _power(load(at + 3 * VECTOR_BYTES) - most)
             total = total + ((p0 + p1) + (p2 + p3))
-            v0, v1, v2, v3 = _four(v, job.v.row, j, keys - 1)
+            v0, v1, v2, v3 = _four(v, v_row, j, keys - 1)
             _add_products(sums, p0, p1, p2, p3, v0, v1, v2, v3, width)
         share = splat(1.0) / total
         _turn_back(y, job.y.row, first, count, width, sums, share)
@@ -211,7 +263,7 @@ def attention(pointer):  # type: ignore[no-untyped-def]  # numba infers
     """`most` and `share` (B, heads, L) get, for each query, its largest score, and one by the sum of its powers."""
     jobs = carray(pointer, 1)
     job = jobs[0]
-    scratch = allocate((2 * job.width + (job.keys + 3) // 4 * 4 + 1) * VECTOR_BYTES)
+    scratch = allocate((2 * job.width + (job.keys + 3) // 4 * 4 + 2) * VECTOR_BYTES + _room(job, 3))
     if scratch == 0:
         return
     done = 0
@@ -237,27 +289,31 @@ def _differentiate(job, heads, parts, scratch):  # type: ignore[no-untyped-def] 
     spare = more + width * VECTOR_BYTES
     means = spare + VECTOR_BYTES  # of every query: what its powers' gradients are on average
     factor, scale, none = job.scale * LOG2_E, splat(job.scale), splat(0.0)
-    q, k = _begins(job.q, job.heads, width, heads), _begins(job.k, job.heads, width, heads)
-    v, y = _begins(job.v, job.heads, width, heads), _begins(job.y, job.heads, width, heads)
-    g, dq = _begins(job.g, job.heads, width, heads), _begins(job.dq, job.heads, width, heads)
+    copies = means + (queries + LANES - 1) // LANES * VECTOR_BYTES
+    room = _room(job, 1)
+    q, q_row = _taken(job, job.q, queries, heads, copies)
+    k, k_row = _taken(job, job.k, keys, heads, copies + room)
+    v, v_row = _taken(job, job.v, keys, heads, copies + 2 * room)
+    g, g_row = _taken(job, job.g, queries, heads, copies + 3 * room)
+    y, dq = _begins(job.y, job.heads, width, heads), _begins(job.dq, job.heads, width, heads)
     dk, dv = _begins(job.dk, job.heads, width, heads), _begins(job.dv, job.heads, width, heads)
     largest, shares = _each(heads, 4 * queries, job.most), _each(heads, 4 * queries, job.share)
     store(spare, none)
     for first in range(0, queries, LANES):
         count = min(LANES, queries - first)
-        _turn(g, job.g.row, first, count, width, other, 1.0)
+        _turn(g, g_row, first, count, width, other, 1.0)
         _turn(y, job.y.row, first, count, width, turned, 1.0)
         mean = none
         for c in range(width):
             mean = mean + load(other + c * VECTOR_BYTES) * load(turned + c * VECTOR_BYTES)
         store(means + 4 * first, mean)
-        _turn(q, job.q.row, first, count, width, turned, factor)
+        _turn(q, q_row, first, count, width, turned, factor)
         most = _spread(largest, first, count, spare)
         share = _spread(shares, first, count, spare)
         clear(sums, width * VECTOR_BYTES)
         for j in range(0, keys, 4):
-            k0, k1, k2, k3 = _four(k, job.k.row, j, keys - 1)
-            v0, v1, v2, v3 = _four(v, job.v.row, j, keys - 1)
+            k0, k1, k2, k3 = _four(k, k_row, j, keys - 1)
+            v0, v1, v2, v3 = _four(v, v_row, j, keys - 1)
             s0, s1, s2, s3 = _products(turned, k0, k1, k2, k3, width)
             d0, d1, d2, d3 = _products(other, v0, v1, v2, v3, width)
             d0, d1 = _power(s0 - most) * share * (d0 - mean), _power(s1 - most) * share * (d1 - mean)
@@ -273,13 +329,13 @@ def _differentiate(job, heads, parts, scratch):  # type: ignore[no-untyped-def] 
     averages = _each(parts, _HALF_BYTES, means)
     for first in range(0, keys, LANES):
         count = min(LANES, keys - first)
-        _turn(k, job.k.row, first, count, width, turned, factor)
-        _turn(v, job.v.row, first, count, width, other, 1.0)
+        _turn(k, k_row, first, count, width, turned, factor)
+        _turn(v, v_row, first, count, width, other, 1.0)
         clear(sums, width * VECTOR_BYTES)
         clear(more, width * VECTOR_BYTES)
         for j in range(0, queries, 4):
-            q0, q1, q2, q3 = _four(q, job.q.row, j, queries - 1)
-            g0, g1, g2, g3 = _four(g, job.g.row, j, queries - 1)
+            q0, q1, q2, q3 = _four(q, q_row, j, queries - 1)
+            g0, g1, g2, g3 = _four(g, g_row, j, queries - 1)
             m0, m1, m2, m3 = _four(largest, 4, j, queries - 1)
             r0, r1, r2, r3 = _four(shares, 4, j, queries - 1)
             a0, a1, a2, a3 = _four(averages, 4, j, queries - 1)
@@ -309,7 +365,7 @@ def attention_backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     jobs = carray(pointer, 1)
     job = jobs[0]
     padded = (job.queries + LANES - 1) // LANES * VECTOR_BYTES
-    scratch = allocate((4 * job.width + 2) * VECTOR_BYTES + padded)
+    scratch = allocate((4 * job.width + 3) * VECTOR_BYTES + padded + _room(job, 4))
     if scratch == 0:
         return
     done = 0
