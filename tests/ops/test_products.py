@@ -127,6 +127,28 @@ def test_the_kernel_on_edges(rows, inner, columns, monkeypatch):
     assert all(frame[:64].isnan().all() and frame[64 + size :].isnan().all() for frame, size in frames)
 
 
+@pytest.mark.parametrize("shape", [(256, 64, 512), (1, 1024, 2048), (130, 700, 33)])
+def test_the_bias_of_bfloat16_is_added_before_rounding(wide, shape):
+    if not products._with_narrow_bias:
+        pytest.skip("this processor has no bfloat16")
+    torch.manual_seed(0)
+    rows, inner, columns = shape
+    x, layer = torch.randn(rows, inner, dtype=torch.bfloat16, requires_grad=True), nn.Linear(inner, columns).bfloat16()
+    y = layer(x)
+    wide_layer = nn.Linear(inner, columns).double()
+    wide_layer.load_state_dict(layer.state_dict())
+    exact = wide_layer(x.detach().double())
+    assert y.dtype is torch.bfloat16
+    rounded = exact.float().bfloat16()
+    assert relative_error(y, rounded) < 5e-4  # nearly all are the nearest bfloat16
+    products.use_mkl()
+    before = layer(x)
+    assert relative_error(before, exact) >= relative_error(y, exact)
+    (found,) = torch.autograd.grad(y.float().sum(), x)
+    (wanted,) = torch.autograd.grad(before.float().sum(), x)
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(512, 4000, 64), (3000, 64, 100), (34, 2048, 64)])
 def test_the_kernel_gives_the_same_numbers_on_any_number_of_threads(rows, inner, columns):
     pytest.importorskip("numba")

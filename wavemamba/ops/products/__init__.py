@@ -2,7 +2,8 @@
 
 PyTorch computes them by MKL, which uses AVX-512 on Intel's processors alone: on AMD's it stays below half of what they
 can do. Here a kernel of our own computes small ones, which oneDNN takes longer to begin than to compute and whose
-weights' gradients it writes down transposed, and oneDNN, which is part of PyTorch as well, the others.
+weights' gradients it writes down transposed, and oneDNN, which is part of PyTorch as well, the others. In bfloat16 both
+ways are oneDNN's; but PyTorch first copies the bias into every row of the result, which oneDNN need not be given.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KEPT = 2**17
 _LEAST_ROWS = 12
 """Of a product of the kernel."""
 _library: torch.library.Library | None = None
-_with_kernel = False
+_with_kernel = _with_narrow_bias = False
 
 
 def mkl_leaves_vectors_idle(cpus: Path = Path("/proc/cpuinfo")) -> bool:
@@ -53,11 +54,12 @@ def use_wide_vectors() -> bool:
     """Let oneDNN and the kernel compute this process's products of float32 matrices on the CPU, `torch.mm` and
     `torch.addmm`.
 
-    All of PyTorch computes them so from then on, gradients too; in float32, with sums in another order. Returns whether
-    it does: not where the libraries disagree.
+    All of PyTorch computes them so from then on, gradients too; in float32, with sums in another order. In bfloat16
+    oneDNN also adds the bias, before it rounds. Returns whether it does: not where the libraries disagree.
     """
-    global _library, _with_kernel
-    if _library is None and _agrees():
+    global _library, _with_kernel, _with_narrow_bias
+    if _library is None and _agrees(torch.float32):
+        _with_narrow_bias = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _agrees(torch.bfloat16)
         _with_kernel = numba_takes_part(Case("products", "cpu", torch.float32))
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
@@ -95,7 +97,7 @@ def _addmm(
     alpha: float = 1,
     out: Tensor | None = None,
 ) -> Tensor:
-    plain = beta == alpha == 1 and bias.dtype is torch.float32 and bias.shape == b.shape[1:] and bias.is_contiguous()
+    plain = beta == alpha == 1 and bias.dtype is a.dtype and bias.shape == b.shape[1:] and bias.is_contiguous()
     if plain and (out is None or _takes(out, a, b)) and (product := _product(a, b, bias)) is not None:
         return _given(product, out)
     result: Tensor = original.call_boxed(
@@ -105,7 +107,7 @@ def _addmm(
 
 
 def _takes(out: Tensor, a: Tensor, b: Tensor) -> bool:
-    return out.dtype is torch.float32 and out.shape == (a.shape[0], b.shape[1])
+    return out.dtype is a.dtype and out.shape == (a.shape[0], b.shape[1])
 
 
 def _given(product: Tensor, out: Tensor | None) -> Tensor:
@@ -113,16 +115,19 @@ def _given(product: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
-    """`a @ b + bias`; None where MKL computes it faster, or the matrices do not fit.
+    """`a @ b + bias`; None where PyTorch's own way is as fast, or the matrices do not fit.
 
     The second one is dense as it is or transposed, or so small beside the first one that its copy does not show.
     """
-    if not (a.dtype is torch.float32 is b.dtype and a.dim() == 2 == b.dim()):
+    if not (a.dtype is b.dtype in (torch.float32, torch.bfloat16) and a.dim() == 2 == b.dim()):
         return None
     (rows, inner), (same, columns) = a.shape, b.shape
     work = rows * inner * columns
     if inner != same or work < (_LEAST_NARROW if 1 < columns <= _NARROW else _LEAST):
         return None
+    if a.dtype is torch.bfloat16:
+        biased = _with_narrow_bias and bias is not None and a.is_contiguous() and b.t().is_contiguous()
+        return _linear(a, b.t(), bias) if biased else None
     if not _is_dense(b):
         if _SMALL * inner * columns > rows * inner:
             return None
@@ -186,11 +191,11 @@ def _is_cheaper_turned(a: Tensor, b: Tensor) -> bool:
     return is_readable and rows * inner > copied_turned + 2 * rows * columns
 
 
-def _agrees() -> bool:
+def _agrees(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has oneDNN's product, and it is the product."""
     with torch.inference_mode():
-        a, b = (torch.arange(12, dtype=torch.float32, device="cpu").view(shape) for shape in ((3, 4), (4, 3)))
-        bias = torch.ones(3, dtype=torch.float32, device="cpu")
+        a, b = (torch.arange(12, dtype=dtype, device="cpu").view(shape) for shape in ((3, 4), (4, 3)))
+        bias = torch.ones(3, dtype=dtype, device="cpu")
         try:
             return torch.equal(_by_onednn(a, b, bias), torch.addmm(bias, a, b))
         except (AttributeError, RuntimeError):
