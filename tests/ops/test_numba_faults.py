@@ -15,7 +15,6 @@ import pytest
 import torch
 from numba import config
 from numba.core.caching import CacheImpl
-from numba.np.numpy_support import carray
 
 from wavemamba import BackendUnavailable
 from wavemamba.ops import SlowBackendWarning, backends, causal_conv1d, selective_scan, warm_up
@@ -32,17 +31,9 @@ JOB = kernels.Job(scratch=np.int64, target=np.int64)
 def compile_kernel():
     """A kernel that counts its items, with as much scratch memory as the job says."""
 
-    def tiny(pointer):
-        jobs = carray(pointer, 1)
-        scratch = kernels.allocate(jobs[0].scratch)
-        if scratch == 0:
-            return
-        done = 0
-        while kernels.take_item(jobs.ctypes.data) < jobs[0].count:
-            done += 1
-        kernels.finish(jobs.ctypes.data, done, scratch)
+    def tiny(job, item, scratch): ...
 
-    return kernels.kernel(JOB)(tiny)
+    return kernels.kernel(JOB, lambda job: job.scratch)(tiny)
 
 
 @contextmanager

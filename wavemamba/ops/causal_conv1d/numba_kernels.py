@@ -7,12 +7,10 @@ the `width` rows that a step sees are then in the first-level cache.
 from __future__ import annotations
 
 import numpy as np
-from numba.np.numpy_support import carray
 
-from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
+from wavemamba.ops.cpu.kernels import ROWS, Job, kernel
 from wavemamba.ops.cpu.math import sigmoid
 from wavemamba.ops.cpu.memory import (
-    aligned,
     clear,
     fetch_row,
     fetch_row_before,
@@ -65,60 +63,43 @@ def _convolve(taps, weights, width, channel, size, j, count, bias, spare):  # ty
     return total
 
 
-@kernel(FORWARD)
-def forward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+@kernel(FORWARD, lambda job: (job.width + 1) * _ROW + VECTOR_BYTES + 8 * job.width)
+def forward(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     """Convolve; addresses are 0 where there is no such tensor."""
-    jobs = carray(pointer, 1)
-    job = jobs[0]
     width, length, size = job.width, job.length, job.x.size
-    scratch = allocate((width + 1) * _ROW + 2 * VECTOR_BYTES + 8 * width)
-    if scratch == 0:
-        return
-    weights = aligned(scratch)
+    weights = scratch
     zeros = weights + width * _ROW
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
     clear(zeros, _ROW)
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        b = item // job.blocks
-        order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
-        firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
-        first = item % job.blocks * BLOCK
-        channels = min(BLOCK, job.channels - first)
-        load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
-        for step in range(length):
-            _find_taps(taps, job, width, order, rows, stride, firsts, zeros - size * first, b, step)
-            row = step_row(job.order, step)
-            for j in range(0, channels, LANES):
-                channel, count = first + j, channels - j
-                fetch_row(job.x, b, order, step, length, channel)
-                bias = load_vector(job.bias, channel, count, spare)
-                total = _convolve(taps, weights, width, channel, size, j, count, bias, spare)
-                if job.silu != 0:
-                    total = total * sigmoid(total)
-                store_at(job.y, b, row, channel, total, count, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
+    b = item // job.blocks
+    order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
+    firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
+    first = item % job.blocks * BLOCK
+    channels = min(BLOCK, job.channels - first)
+    load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
+    for step in range(length):
+        _find_taps(taps, job, width, order, rows, stride, firsts, zeros - size * first, b, step)
+        row = step_row(job.order, step)
+        for j in range(0, channels, LANES):
+            channel, count = first + j, channels - j
+            fetch_row(job.x, b, order, step, length, channel)
+            bias = load_vector(job.bias, channel, count, spare)
+            total = _convolve(taps, weights, width, channel, size, j, count, bias, spare)
+            if job.silu != 0:
+                total = total * sigmoid(total)
+            store_at(job.y, b, row, channel, total, count, spare)
 
 
-@kernel(BACKWARD)
-def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
+@kernel(BACKWARD, lambda job: (3 * job.width + 2) * _ROW + VECTOR_BYTES + 8 * job.width)
+def backward(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     """Gradients; `dweight` (B, width, E) and `dbias` (B, E) are one batch element's share each.
 
     From the last step on: a ring of `width` rows holds the gradients before the activation of the steps that the
     current row went into.
     """
-    jobs = carray(pointer, 1)
-    job = jobs[0]
     width, length = job.width, job.length
-    scratch = allocate((3 * width + 2) * _ROW + 2 * VECTOR_BYTES + 8 * width)
-    if scratch == 0:
-        return
-    weights = aligned(scratch)
+    weights = scratch
     dweights = weights + width * _ROW
     dbiases = dweights + width * _ROW
     ring = dbiases + _ROW
@@ -126,55 +107,46 @@ def backward(pointer):  # type: ignore[no-untyped-def]  # numba infers
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
     clear(zeros, _ROW)
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        b = item // job.blocks
-        order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
-        firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
-        first = item % job.blocks * BLOCK
-        channels = min(BLOCK, job.channels - first)
-        load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
-        clear(dweights, (2 * width + 1) * _ROW)
-        for step in range(length - 1, -width, -1):
-            slot = ring + _ROW * (step % width)
+    b = item // job.blocks
+    order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
+    firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
+    first = item % job.blocks * BLOCK
+    channels = min(BLOCK, job.channels - first)
+    load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
+    clear(dweights, (2 * width + 1) * _ROW)
+    for step in range(length - 1, -width, -1):
+        slot = ring + _ROW * (step % width)
+        if step >= 0:
+            _find_taps(taps, job, width, order, rows, stride, firsts, zeros - 4 * first, b, step)
+            row = step_row(job.order, step)
+            out = row_address(job.dx, b, row)
+        else:
+            row = 0
+            out = job.dinitial + 4 * (b * (width - 1) + step + width - 1) * job.channels
+        for j in range(0, channels, LANES):
+            offset, count = 4 * (first + j), channels - j
+            gradient = splat(0.0)
             if step >= 0:
-                _find_taps(taps, job, width, order, rows, stride, firsts, zeros - 4 * first, b, step)
-                row = step_row(job.order, step)
-                out = row_address(job.dx, b, row)
-            else:
-                row = 0
-                out = job.dinitial + 4 * (b * (width - 1) + step + width - 1) * job.channels
-            for j in range(0, channels, LANES):
-                offset, count = 4 * (first + j), channels - j
-                gradient = splat(0.0)
-                if step >= 0:
-                    fetch_row_before(job.x, b, order, step, first + j)
-                    fetch_row_before(job.dy, b, order, step, first + j)
-                    gradient = load_some(row_address(job.dy, b, row) + offset, count, spare)
-                    if job.silu != 0:
-                        bias = load_vector(job.bias, first + j, count, spare)
-                        total = _convolve(taps, weights, width, first + j, 4, j, count, bias, spare)
-                        s = sigmoid(total)
-                        gradient = gradient * (s + total * s * (splat(1.0) - s))
-                    store(dbiases + 4 * j, load(dbiases + 4 * j) + gradient)
-                    for t in range(width):
-                        cell = dweights + t * _ROW + 4 * j
-                        store(cell, load(cell) + gradient * load_some(get_int(taps + 8 * t) + offset, count, spare))
-                store(slot + 4 * j, gradient)
-                total = splat(0.0)
-                for i in range(width):
-                    later = ring + _ROW * ((step + i) % width) + 4 * j
-                    total = total + load(later) * load(weights + _ROW * (width - 1 - i) + 4 * j)
-                store_some(out + offset, total, count, spare)
-            if (
-                firsts != 0 and step > 0 and get_int(firsts + 8 * step) == step
-            ):  # the steps before are of another sequence
-                clear(ring, width * _ROW)
-        dweight = job.dweight + 4 * (b * width * job.channels + first)
-        store_tile(dweights, dweight, job.channels, channels, width, BLOCK, spare)
-        store_tile(dbiases, job.dbias + 4 * (b * job.channels + first), job.channels, channels, 1, BLOCK, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
+                fetch_row_before(job.x, b, order, step, first + j)
+                fetch_row_before(job.dy, b, order, step, first + j)
+                gradient = load_some(row_address(job.dy, b, row) + offset, count, spare)
+                if job.silu != 0:
+                    bias = load_vector(job.bias, first + j, count, spare)
+                    total = _convolve(taps, weights, width, first + j, 4, j, count, bias, spare)
+                    s = sigmoid(total)
+                    gradient = gradient * (s + total * s * (splat(1.0) - s))
+                store(dbiases + 4 * j, load(dbiases + 4 * j) + gradient)
+                for t in range(width):
+                    cell = dweights + t * _ROW + 4 * j
+                    store(cell, load(cell) + gradient * load_some(get_int(taps + 8 * t) + offset, count, spare))
+            store(slot + 4 * j, gradient)
+            total = splat(0.0)
+            for i in range(width):
+                later = ring + _ROW * ((step + i) % width) + 4 * j
+                total = total + load(later) * load(weights + _ROW * (width - 1 - i) + 4 * j)
+            store_some(out + offset, total, count, spare)
+        if firsts != 0 and step > 0 and get_int(firsts + 8 * step) == step:  # the steps before are of another sequence
+            clear(ring, width * _ROW)
+    dweight = job.dweight + 4 * (b * width * job.channels + first)
+    store_tile(dweights, dweight, job.channels, channels, width, BLOCK, spare)
+    store_tile(dbiases, job.dbias + 4 * (b * job.channels + first), job.channels, channels, 1, BLOCK, spare)

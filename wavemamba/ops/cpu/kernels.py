@@ -1,8 +1,8 @@
 """What a numba kernel is: a C function of one pointer, to a `Job`, compiled once and kept on disk.
 
-Every thread that calls a kernel takes items from the job's counter until none is left, and at the end adds how many it
-finished, so that any number of threads may help and the caller sees whether all the work was done. A thread that gets
-no scratch memory takes no item.
+It is made of a body that does one item. Every thread that calls it takes items from the job's counter until none is
+left, and at the end adds how many it finished, so that any number of threads may help and the caller sees whether all
+the work was done. A thread that gets no scratch memory takes no item.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from llvmlite import ir
 from numba import from_dtype, types
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
+from numba.np.numpy_support import carray
 
 from wavemamba.ops.cpu.disk_cache import DiskCache, warn_not_kept
-from wavemamba.ops.cpu.simd import inline, instruction
+from wavemamba.ops.cpu.simd import VECTOR_BYTES, in_place, instruction
 
 ROWS = np.dtype([("address", np.int64), ("batch", np.int64), ("row", np.int64), ("size", np.int64)])
 """A tensor (B, L, E) with neighbouring channels: address, byte strides, and the bytes of a number, 4 for float32 and 2
@@ -30,6 +31,7 @@ for bfloat16; address 0 where absent."""
 _DONE = 16
 """Where a job counts the finished items, in bytes."""
 _COUNTS = struct.Struct("=qqq")
+_CACHE_LINE = 64
 
 FilledJob: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
@@ -83,7 +85,7 @@ def expect_done(job: FilledJob) -> None:
 
 
 @instruction
-def take_item(typing: Any, job_address: Any) -> Any:
+def _take_item(typing: Any, job_address: Any) -> Any:
     """Atomically draw the next item of the job at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -105,7 +107,7 @@ def _add(typing: Any, address: Any, number: Any) -> Any:
 
 
 @instruction
-def allocate(typing: Any, size: Any) -> Any:
+def _allocate(typing: Any, size: Any) -> Any:
     """The address of so many bytes, or 0 where there are none: an exception in a kernel would be lost."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -116,7 +118,7 @@ def allocate(typing: Any, size: Any) -> Any:
 
 @instruction
 def _release(typing: Any, address: Any) -> Any:
-    """Give back what `allocate` gave."""
+    """Give back what `_allocate` gave."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         context.nrt.free(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
@@ -125,31 +127,60 @@ def _release(typing: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-@inline
-def finish(job_address, done, scratch):  # type: ignore[no-untyped-def]  # numba infers
-    """Ends every kernel: counts the items that this thread finished, and gives its scratch memory back."""
-    _add(job_address + _DONE, done)
-    _release(scratch)
+def one_vector(job: Any) -> int:
+    """The scratch memory of a kernel that reads and writes parts of vectors: room for one."""
+    return VECTOR_BYTES
 
 
 class _Kernel(CFunc):
-    def enable_caching(self) -> None:
-        folder = Path(self.__wrapped__.__code__.co_filename).parent
-        self._cache: Any = DiskCache(self.__wrapped__, _sources_digest(folder))
+    def keep_on_disk(self, body: Callable[..., None]) -> None:
+        """Look for the machine code beside the source of the body, and leave it there."""
+        self._cache: Any = DiskCache(body, _sources_digest(Path(body.__code__.co_filename).parent))
 
 
-def kernel(job: Job) -> Callable[[Callable[..., None]], Any]:
-    """Compile a function of a pointer to a job at once, or load it from the disk cache.
+def kernel(
+    job: Job,
+    scratch: Callable[[Any], int] = lambda job: 0,
+    prepare: Callable[[Any, int], None] = lambda job, scratch: None,
+) -> Callable[[Callable[[Any, int, int], None]], Any]:
+    """Make a kernel of a body `(job, item, scratch)`, compiled at once, or loaded from the disk cache.
 
     The machine code lies beside the source file, or in the user's cache directory where that is read-only; where that
     is read-only too, the kernel is compiled in every process.
+
+    Args:
+        job: the fields of what the body is given, beside `count` items.
+        scratch: of a job, the bytes of the memory that each thread has, from a multiple of a cache line on.
+        prepare: called by each thread with the job and this memory, before its first item.
     """
 
-    def compile_kernel(function: Callable[..., None]) -> Any:
+    def compile_kernel(body: Callable[[Any, int, int], None]) -> Any:
+        do_item, size, begin = in_place(body), in_place(scratch), in_place(prepare)
+
+        def run(pointer):  # type: ignore[no-untyped-def]  # numba infers
+            jobs = carray(pointer, 1)
+            job = jobs[0]
+            memory = _allocate(size(job) + _CACHE_LINE)
+            if memory == 0:
+                return
+            room = (memory + _CACHE_LINE - 1) & -_CACHE_LINE
+            begin(job, room)
+            done = 0
+            while True:
+                item = _take_item(jobs.ctypes.data)
+                if item >= job.count:
+                    break
+                do_item(job, item, room)
+                done += 1
+            _add(jobs.ctypes.data + _DONE, done)
+            _release(memory)
+
+        # Machine code of many kernels meets in one process: each has its own name.
+        run.__name__, run.__qualname__, run.__module__ = body.__name__, body.__qualname__, body.__module__
         signature = normalize_signature(job.signature)  # type: ignore[no-untyped-call]  # as above
-        compiled = _Kernel(function, signature, locals={}, options={"error_model": "numpy"})
+        compiled = _Kernel(run, signature, locals={}, options={"error_model": "numpy"})
         try:
-            compiled.enable_caching()
+            compiled.keep_on_disk(body)
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise

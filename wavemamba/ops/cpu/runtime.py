@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba.np.numpy_support import carray
 from torch import Tensor
 
-from wavemamba.ops.cpu.kernels import FilledJob, Job, allocate, count_of, expect_done, finish, kernel, take_item
-from wavemamba.ops.cpu.memory import aligned, load_some, store_some
+from wavemamba.ops.cpu.kernels import FilledJob, Job, count_of, expect_done, kernel, one_vector
+from wavemamba.ops.cpu.memory import load_some, store_some
 from wavemamba.ops.cpu.pool import Pool
-from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, splat
+from wavemamba.ops.cpu.simd import LANES, splat
 from wavemamba.ops.cpu.tensors import address, empty_rows
 
 _pool = Pool()
@@ -81,27 +80,14 @@ _SUM = Job(slices=np.int64, size=np.int64, source=np.int64, target=np.int64)
 _SUM_BLOCK = 64 * LANES
 
 
-@kernel(_SUM)
-def _sum(pointer):  # type: ignore[no-untyped-def]  # numba infers
-    jobs = carray(pointer, 1)
-    job = jobs[0]
+@kernel(_SUM, one_vector)
+def _sum(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     slices, size, source, target = job.slices, job.size, job.source, job.target
-    scratch = allocate(2 * VECTOR_BYTES)
-    if scratch == 0:
-        return
-    spare = aligned(scratch)
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        for i in range(item * _SUM_BLOCK, min((item + 1) * _SUM_BLOCK, size), LANES):
-            total = splat(0.0)
-            for s in range(slices):
-                total = total + load_some(source + 4 * (s * size + i), size - i, spare)
-            store_some(target + 4 * i, total, size - i, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
+    for i in range(item * _SUM_BLOCK, min((item + 1) * _SUM_BLOCK, size), LANES):
+        total = splat(0.0)
+        for s in range(slices):
+            total = total + load_some(source + 4 * (s * size + i), size - i, scratch)
+        store_some(target + 4 * i, total, size - i, scratch)
 
 
 def sum_slices(parts: Tensor) -> Tensor:

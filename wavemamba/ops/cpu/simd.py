@@ -200,24 +200,20 @@ def broadcast(typing: Any, address: Any) -> Any:
 
 
 @instruction
-def broadcast_parts(typing: Any, addresses: Any) -> Any:
-    """The float32 at each of one or more addresses, in its part of the lanes."""
-    parts = len(addresses)
+def broadcast_halves(typing: Any, address: Any, apart: Any, twin: Any) -> Any:
+    """The float32 at an address in the lower half of the lanes, and the one `apart` bytes after it in the upper half;
+    where `twin` is None, the first one in all of them."""
+    alone = isinstance(twin, types.NoneType)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        part = ir.VectorType(FLOAT, LANES // parts)
-        found = []
-        for number in range(parts):
-            address = builder.extract_value(args[0], number)
-            found.append(spread(builder, builder.load(_pointer(builder, address, FLOAT), align=4), part))
-        while len(found) > 1:
-            both = list(range(2 * found[0].type.count))
-            found = [
-                builder.shuffle_vector(*pair, _indices(both)) for pair in zip(found[::2], found[1::2], strict=True)
-            ]
-        return found[0]
+        address, apart, _ = args
+        kind = VECTOR if alone else ir.VectorType(FLOAT, LANES // 2)
+        places = [address] if alone else [address, builder.add(address, apart)]
+        numbers = [builder.load(_pointer(builder, place, FLOAT), align=4) for place in places]
+        halves = [spread(builder, number, kind) for number in numbers]
+        return halves[0] if alone else builder.shuffle_vector(*halves, _indices(list(range(LANES))))
 
-    return lanes(addresses), codegen
+    return lanes(types.int64, types.int64, twin), codegen
 
 
 @instruction
@@ -435,3 +431,15 @@ def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a helper that every kernel inlines."""
     compiled: Callable[..., Any] = njit(nogil=True, forceinline=True, error_model="numpy")(function)
     return compiled
+
+
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a helper that kernels call: for what does much in a call, and would make them large."""
+    compiled: Callable[..., Any] = njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A large part of one kernel, whose text is put in its place: it is compiled there alone, as `inline` is not."""
+    placed: Callable[..., Any] = njit(inline="always", nogil=True, error_model="numpy")(function)
+    return placed

@@ -9,11 +9,9 @@ the band with the digits `r_i + 2 q_i`, `i` counting bits from the last.
 from __future__ import annotations
 
 import numpy as np
-from numba.np.numpy_support import carray
 
-from wavemamba.ops.cpu.kernels import ROWS, Job, allocate, finish, kernel, take_item
+from wavemamba.ops.cpu.kernels import ROWS, Job, kernel
 from wavemamba.ops.cpu.memory import (
-    aligned,
     load_channels,
     load_some,
     row_address,
@@ -89,23 +87,23 @@ def _turn(source, rows, columns, target):  # type: ignore[no-untyped-def]  # num
             turn_some(at, 4 * columns, to, 4 * rows, rows - r, columns - c)
 
 
-@kernel(JOB)
-def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
+def _scratch(job):  # type: ignore[no-untyped-def]  # numba infers
+    tokens = 1 << 2 * job.levels
+    return (tokens + 1) * VECTOR_BYTES + tokens * (3 * 8 + 2 * 4 * job.channels)
+
+
+@kernel(JOB, _scratch)
+def haar_map(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     """Transform pixels to bands, or with `inverse` bands to pixels; see `wavemamba.ops.haar` for the map.
 
     In the channel layout the bands of a cell, one after the other, are a matrix of a row a channel of its tokens.
     """
-    jobs = carray(pointer, 1)
-    job = jobs[0]
     levels, height, width, channels, layout = job.levels, job.height, job.width, job.channels, job.layout
     side, size = 1 << levels, job.x.size
     tokens = side * side
     factor = splat(job.scale / side)  # before the sums, so that none overflows where the result would not
     forward, by_channel = job.inverse == 0, layout == CHANNEL
-    scratch = allocate((tokens + 2) * VECTOR_BYTES + tokens * (3 * 8 + 2 * 4 * channels))
-    if scratch == 0:
-        return
-    cell = aligned(scratch)
+    cell = scratch
     spare = cell + tokens * VECTOR_BYTES
     bands = spare + VECTOR_BYTES  # of each place in the cell, as int64
     pixel_rows = bands + 8 * tokens
@@ -113,61 +111,54 @@ def haar_map(pointer):  # type: ignore[no-untyped-def]  # numba infers
     mixed = band_rows + 8 * tokens  # for the channel layout: all bands of the cell, one after the other
     turned = mixed + 4 * tokens * channels  # and its tokens
     _fill_bands(bands, levels)
-    done = 0
-    while True:
-        item = take_item(jobs.ctypes.data)
-        if item >= job.count:
-            break
-        for place in range(item * job.run, min((item + 1) * job.run, job.cells)):
-            w = place % width
-            h = place // width % height
-            b = place // (width * height)
+    for place in range(item * job.run, min((item + 1) * job.run, job.cells)):
+        w = place % width
+        h = place // width % height
+        b = place // (width * height)
+        for p in range(tokens):
+            corner = (h * side + (p >> levels)) * width * side + w * side
+            pixel = corner + (p & side - 1)
+            band = get_int(bands + 8 * p)
+            if layout == INTERLEAVED:
+                token = (h * side + (band >> levels)) * width * side + w * side + (band & side - 1)
+            elif layout == MOSAIC:
+                token = ((band >> levels) * height + h) * width * side + (band & side - 1) * width + w
+            else:
+                token = pixel
+            pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
+            band_row = row_address(job.y, b, token) if forward else row_address(job.x, b, token)
+            put_int(pixel_rows + 8 * p, pixel_row)
+            put_int(band_rows + 8 * p, band_row)
+        if by_channel and not forward:
             for p in range(tokens):
-                corner = (h * side + (p >> levels)) * width * side + w * side
-                pixel = corner + (p & side - 1)
-                band = get_int(bands + 8 * p)
-                if layout == INTERLEAVED:
-                    token = (h * side + (band >> levels)) * width * side + w * side + (band & side - 1)
-                elif layout == MOSAIC:
-                    token = ((band >> levels) * height + h) * width * side + (band & side - 1) * width + w
+                source, target = get_int(band_rows + 8 * p), turned + 4 * p * channels
+                for j in range(0, channels, LANES):
+                    value = load_channels(source + size * j, size, channels - j, spare)
+                    store_some(target + 4 * j, value, channels - j, spare)
+            _turn(turned, tokens, channels, mixed)
+        for j in range(0, channels, LANES):
+            count = channels - j
+            for p in range(tokens):
+                if forward:
+                    value = load_channels(get_int(pixel_rows + 8 * p) + size * j, size, count, spare)
+                elif by_channel:
+                    value = load_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), count, spare)
                 else:
-                    token = pixel
-                pixel_row = row_address(job.x, b, pixel) if forward else row_address(job.y, b, pixel)
-                band_row = row_address(job.y, b, token) if forward else row_address(job.x, b, token)
-                put_int(pixel_rows + 8 * p, pixel_row)
-                put_int(band_rows + 8 * p, band_row)
-            if by_channel and not forward:
-                for p in range(tokens):
-                    source, target = get_int(band_rows + 8 * p), turned + 4 * p * channels
-                    for j in range(0, channels, LANES):
-                        value = load_channels(source + size * j, size, channels - j, spare)
-                        store_some(target + 4 * j, value, channels - j, spare)
-                _turn(turned, tokens, channels, mixed)
-            for j in range(0, channels, LANES):
-                count = channels - j
-                for p in range(tokens):
-                    if forward:
-                        value = load_channels(get_int(pixel_rows + 8 * p) + size * j, size, count, spare)
-                    elif by_channel:
-                        value = load_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), count, spare)
-                    else:
-                        value = load_channels(get_int(band_rows + 8 * p) + size * j, size, count, spare)
-                    store(cell + p * VECTOR_BYTES, value * factor)
-                _butterflies(cell, levels)
-                for p in range(tokens):
-                    value = load(cell + p * VECTOR_BYTES)
-                    if not forward:
-                        store_channels(get_int(pixel_rows + 8 * p) + size * j, size, value, count, spare)
-                    elif by_channel:
-                        store_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), value, count, spare)
-                    else:
-                        store_channels(get_int(band_rows + 8 * p) + size * j, size, value, count, spare)
-            if by_channel and forward:
-                _turn(mixed, channels, tokens, turned)
-                for p in range(tokens):
-                    source, target = turned + 4 * p * channels, get_int(band_rows + 8 * p)
-                    for j in range(0, channels, LANES):
-                        value = load_some(source + 4 * j, channels - j, spare)
-                        store_channels(target + size * j, size, value, channels - j, spare)
-        done += 1
-    finish(jobs.ctypes.data, done, scratch)
+                    value = load_channels(get_int(band_rows + 8 * p) + size * j, size, count, spare)
+                store(cell + p * VECTOR_BYTES, value * factor)
+            _butterflies(cell, levels)
+            for p in range(tokens):
+                value = load(cell + p * VECTOR_BYTES)
+                if not forward:
+                    store_channels(get_int(pixel_rows + 8 * p) + size * j, size, value, count, spare)
+                elif by_channel:
+                    store_some(mixed + 4 * (get_int(bands + 8 * p) * channels + j), value, count, spare)
+                else:
+                    store_channels(get_int(band_rows + 8 * p) + size * j, size, value, count, spare)
+        if by_channel and forward:
+            _turn(mixed, channels, tokens, turned)
+            for p in range(tokens):
+                source, target = turned + 4 * p * channels, get_int(band_rows + 8 * p)
+                for j in range(0, channels, LANES):
+                    value = load_some(source + 4 * j, channels - j, spare)
+                    store_channels(target + size * j, size, value, channels - j, spare)
