@@ -25,4 +25,5 @@ def warm_up() -> None:
     for op, table in tables().items():
         if any(backend.name == "numba" for backend in table):
             kernels(op, "numba")
-    kernels("fused", "numba")
+    for shared in ("fused", "products"):
+        kernels(shared, "numba")
