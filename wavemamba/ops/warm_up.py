@@ -7,6 +7,7 @@ from wavemamba.ops.dispatch.availability import INSTALLED, numba_is_switched_off
 from wavemamba.ops.dispatch.backend import NUMBA_SWITCHED_OFF
 from wavemamba.ops.dispatch.kernel_op import kernels
 from wavemamba.ops.dispatch.tables import tables
+from wavemamba.ops.products import mkl_leaves_vectors_idle
 
 
 def warm_up() -> None:
@@ -25,5 +26,6 @@ def warm_up() -> None:
     for op, table in tables().items():
         if any(backend.name == "numba" for backend in table):
             kernels(op, "numba")
-    for shared in ("fused", "products"):
-        kernels(shared, "numba")
+    kernels("fused", "numba")
+    if mkl_leaves_vectors_idle():
+        kernels("products", "numba")

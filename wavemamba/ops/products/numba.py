@@ -13,6 +13,8 @@ from wavemamba.ops.products.numba_tile import HEIGHT
 _SHARE, _MOST_SHARES = 128, 16
 """Inner numbers of a share at least, where there are many of them for few rows, and how many shares there may be."""
 _ITEMS_A_THREAD = 4
+_LEAST_WORK = 2**18
+"""Multiplications of a work item: fewer are done sooner than another thread is there."""
 
 
 def multiplied(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,7 +27,8 @@ def multiplied(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     is_shared = bias is None and inner >= 2 * max(rows, _SHARE)
     share = max(_SHARE, -(-inner // _MOST_SHARES)) if is_shared else inner
     shares = -(-inner // share)
-    runs = -(-_ITEMS_A_THREAD * torch.get_num_threads() // shares)
+    worth_it = max(1, rows * share * columns // _LEAST_WORK)
+    runs = min(-(-_ITEMS_A_THREAD * torch.get_num_threads() // shares), worth_it)
     run = -(-rows // (runs * HEIGHT)) * HEIGHT
     runs = -(-rows // run)
     c = empty_rows((shares, rows, columns) if shares > 1 else (rows, columns))
