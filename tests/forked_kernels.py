@@ -7,15 +7,18 @@ from support import scan_inputs
 from torch.utils.data import DataLoader, Dataset
 
 from wavemamba.ops import causal_conv1d, selective_scan, to_haar_map
+from wavemamba.ops.products.numba import multiplied
 
 
 def every_op(seed=0):
-    """All three kernels, forward and backward, in one number a tensor."""
+    """The kernels of all ops, forward and backward, and that of products, in one number a tensor."""
     inputs = {k: v.float().requires_grad_() for k, v in scan_inputs(2, 40, 192, 4, seed=seed).items()}
     x = causal_conv1d(inputs["u"], inputs["A"], activation="silu", backend="numba")
     y = selective_scan(**inputs | {"u": x}, delta_softplus=True, backend="numba")
     y = to_haar_map(y.unflatten(1, (4, 10))[:, :, :8], 2, "channel", backend="numba")
-    return torch.stack([g.double().sum() for g in torch.autograd.grad(y.square().sum(), list(inputs.values()))])
+    product = multiplied(y.detach().flatten(0, 2), inputs["A"].detach(), None)
+    gradients = torch.autograd.grad(y.square().sum(), list(inputs.values()))
+    return torch.stack([t.double().sum() for t in (*gradients, product)])
 
 
 def check_child_after_use():

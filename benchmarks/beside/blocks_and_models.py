@@ -36,6 +36,7 @@ FAMILIES = {
     "dimsum": "dimsum_{size}2",
     "dimsum, window": "dimsum_{size}2_window",
     "dimsum, linear": "dimsum_{size}2_linear",
+    "wavemamba_diffusion": "wavemamba_diffusion_{size}2",
     "zigma": "zigma_{size}2",
     "diffussm": "diffussm_{size}",
 }

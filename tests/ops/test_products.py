@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -163,6 +164,29 @@ def test_the_kernel_gives_the_same_numbers_on_any_number_of_threads(rows, inner,
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_products_from_many_threads(wide):
+    torch.manual_seed(0)
+    operands = [(torch.randn(300, 64), torch.randn(64, 130)) for _ in range(16)]
+    expected = [a @ b for a, b in operands]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda pair: pair[0] @ pair[1], operands))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_products_of_lazy_views_under_another_default_device_and_autocast(wide):
+    torch.manual_seed(0)
+    pairs = torch.randn(300, 64, 2)
+    lazily_negated = torch.view_as_complex(pairs).conj().imag
+    b = torch.randn(64, 130)
+    assert lazily_negated.is_neg()
+    exact = -pairs[..., 1].double() @ b.double()
+    assert relative_error(lazily_negated @ b, exact) < TOLERANCE
+    with torch.device("meta"):
+        assert relative_error(lazily_negated @ b, exact) < TOLERANCE
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (pairs[..., 1] @ b).dtype is torch.bfloat16
 
 
 def test_the_kernel_passes_on_what_is_not_finite():
