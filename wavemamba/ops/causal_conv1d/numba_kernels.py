@@ -37,6 +37,14 @@ BACKWARD = Job(**_INPUTS, dy=ROWS, dx=ROWS, dweight=np.int64, dbias=np.int64, di
 
 
 @inline
+def _place_of(job, item):  # type: ignore[no-untyped-def]  # numba infers
+    """A work item's batch element, its first channel, how many it has, and where it is told, step by step, at which
+    step the sequence begins."""
+    b, first = item // job.blocks, item % job.blocks * BLOCK
+    return b, first, min(BLOCK, job.channels - first), 0 if job.first == 0 else job.first + 8 * b * job.length
+
+
+@inline
 def _find_taps(taps, job, width, order, rows, stride, firsts, zeros, b, step):  # type: ignore[no-untyped-def]  # numba infers
     """Where the rows lie that a step sees, oldest first; zeros before the first step of its sequence."""
     before = width - 1
@@ -72,11 +80,8 @@ def forward(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
     clear(zeros, _ROW)
-    b = item // job.blocks
+    b, first, channels, firsts = _place_of(job, item)
     order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
-    firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
-    first = item % job.blocks * BLOCK
-    channels = min(BLOCK, job.channels - first)
     load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
     for step in range(length):
         _find_taps(taps, job, width, order, rows, stride, firsts, zeros - size * first, b, step)
@@ -107,11 +112,8 @@ def backward(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infer
     spare = zeros + _ROW
     taps = spare + VECTOR_BYTES
     clear(zeros, _ROW)
-    b = item // job.blocks
+    b, first, channels, firsts = _place_of(job, item)
     order, rows, stride = job.order, row_address(job.x, b, 0), job.x.row
-    firsts = 0 if job.first == 0 else job.first + 8 * b * length  # where the sequence of each step begins
-    first = item % job.blocks * BLOCK
-    channels = min(BLOCK, job.channels - first)
     load_tile(job.weight + 4 * first, job.channels, weights, channels, width, BLOCK, width, spare)
     clear(dweights, (2 * width + 1) * _ROW)
     for step in range(length - 1, -width, -1):

@@ -6,6 +6,7 @@ from wavemamba.ops.cpu.simd import (
     LANES,
     SIDE,
     VECTOR_BYTES,
+    called,
     copy_half,
     fetch,
     get_float,
@@ -156,6 +157,15 @@ def turn_some(source, across, target, target_across, height, width):  # type: ig
         for i in range(rows):
             for c in range(columns):
                 put_float(target + c * target_across + 4 * i, get_float(source + i * across + 4 * c))
+
+
+@called
+def turn(source, across, target, target_across, height, width):  # type: ignore[no-untyped-def]  # numba infers
+    """`height` rows of `width` numbers, `across` bytes apart, to columns, `target_across` bytes apart, by blocks."""
+    for c in range(0, width, SIDE):
+        for i in range(0, height, SIDE):
+            at, to = source + i * across + 4 * c, target + c * target_across + 4 * i
+            turn_some(at, across, to, target_across, height - i, width - c)
 
 
 @inline

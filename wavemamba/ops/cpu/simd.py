@@ -31,7 +31,7 @@ _FEATURES = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")
 HAS_SCALE = LANES == 32 and all(name in _FEATURES for name in ("+avx512f", "+avx512dq"))
 """Whether numba's target, by default this machine, scales by a power of two in one instruction, which shortens the
 exponential."""
-_FAST = ("contract",)
+FUSED = ("contract",)
 
 FLOAT = ir.FloatType()
 INT = ir.IntType(32)
@@ -99,10 +99,10 @@ def _register_operator(
         return emit(builder, *args)
 
 
-_register_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FAST))
-_register_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FAST))
-_register_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FAST))
-_register_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b, flags=_FAST))
+_register_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=FUSED))
+_register_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=FUSED))
+_register_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=FUSED))
+_register_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b, flags=FUSED))
 
 
 @instruction

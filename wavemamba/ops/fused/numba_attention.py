@@ -20,11 +20,10 @@ from wavemamba.ops.cpu.memory import (
     load_channels,
     row_address,
     store_some,
-    turn_some,
+    turn,
 )
 from wavemamba.ops.cpu.simd import (
     LANES,
-    SIDE,
     VECTOR_BYTES,
     broadcast_halves,
     called,
@@ -92,31 +91,15 @@ def _taken(job, rows, count, head, twin, copies):  # type: ignore[no-untyped-def
 
 
 @called
-def _turn_rows(begin, row, count, width, target):  # type: ignore[no-untyped-def]  # numba infers
-    for i in range(0, count, SIDE):
-        for c in range(0, width, SIDE):
-            to = target + c * VECTOR_BYTES + 4 * i
-            turn_some(begin + i * row + 4 * c, row, to, VECTOR_BYTES, count - i, width - c)
-
-
-@called
 def _turn(place, twin, first, count, width, target, factor):  # type: ignore[no-untyped-def]  # numba infers
     """Rows of each head to its lanes, `width` vectors of them, times a factor; zeros in the lanes of no row."""
     begin, apart, row = place
     clear(target, width * VECTOR_BYTES)
-    _turn_rows(begin + first * row, row, count, width, target)
+    turn(begin + first * row, row, target, VECTOR_BYTES, count, width)
     if twin is not None:
-        _turn_rows(begin + apart + first * row, row, count, width, target + _HALF_BYTES)
+        turn(begin + apart + first * row, row, target + _HALF_BYTES, VECTOR_BYTES, count, width)
     for c in range(width):
         store(target + c * VECTOR_BYTES, load(target + c * VECTOR_BYTES) * splat(factor))
-
-
-@called
-def _turn_rows_back(begin, row, count, width, source):  # type: ignore[no-untyped-def]  # numba infers
-    for i in range(0, count, SIDE):
-        for c in range(0, width, SIDE):
-            at = source + c * VECTOR_BYTES + 4 * i
-            turn_some(at, VECTOR_BYTES, begin + i * row + 4 * c, row, width - c, count - i)
 
 
 @called
@@ -125,9 +108,9 @@ def _turn_back(place, twin, first, count, width, source, factors):  # type: igno
     begin, apart, row = place
     for c in range(width):
         store(source + c * VECTOR_BYTES, load(source + c * VECTOR_BYTES) * factors)
-    _turn_rows_back(begin + first * row, row, count, width, source)
+    turn(source, VECTOR_BYTES, begin + first * row, row, width, count)
     if twin is not None:
-        _turn_rows_back(begin + apart + first * row, row, count, width, source + _HALF_BYTES)
+        turn(source + _HALF_BYTES, VECTOR_BYTES, begin + apart + first * row, row, width, count)
 
 
 @called

@@ -17,11 +17,10 @@ from wavemamba.ops.cpu.memory import (
     row_address,
     store_channels,
     store_some,
-    turn_some,
+    turn,
 )
 from wavemamba.ops.cpu.simd import (
     LANES,
-    SIDE,
     VECTOR_BYTES,
     get_int,
     inline,
@@ -78,15 +77,6 @@ def _butterflies(cell, levels):  # type: ignore[no-untyped-def]  # numba infers
                     store(at + down + right, left - other)
 
 
-@inline
-def _turn(source, rows, columns, target):  # type: ignore[no-untyped-def]  # numba infers
-    """A dense matrix to its transpose."""
-    for c in range(0, columns, SIDE):
-        for r in range(0, rows, SIDE):
-            at, to = source + 4 * (r * columns + c), target + 4 * (c * rows + r)
-            turn_some(at, 4 * columns, to, 4 * rows, rows - r, columns - c)
-
-
 def _scratch(job):  # type: ignore[no-untyped-def]  # numba infers
     tokens = 1 << 2 * job.levels
     return (tokens + 1) * VECTOR_BYTES + tokens * (3 * 8 + 2 * 4 * job.channels)
@@ -135,7 +125,7 @@ def haar_map(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infer
                 for j in range(0, channels, LANES):
                     value = load_channels(source + size * j, size, channels - j, spare)
                     store_some(target + 4 * j, value, channels - j, spare)
-            _turn(turned, tokens, channels, mixed)
+            turn(turned, 4 * channels, mixed, 4 * tokens, tokens, channels)
         for j in range(0, channels, LANES):
             count = channels - j
             for p in range(tokens):
@@ -156,7 +146,7 @@ def haar_map(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infer
                 else:
                     store_channels(get_int(band_rows + 8 * p) + size * j, size, value, count, spare)
         if by_channel and forward:
-            _turn(mixed, channels, tokens, turned)
+            turn(mixed, 4 * tokens, turned, 4 * channels, channels, tokens)
             for p in range(tokens):
                 source, target = turned + 4 * p * channels, get_int(band_rows + 8 * p)
                 for j in range(0, channels, LANES):

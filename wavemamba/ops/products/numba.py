@@ -69,5 +69,5 @@ def turned(x: Tensor) -> Tensor:
         source=address(x),
         target=address(y),
     )
-    launch(kernels.turn, job)
+    launch(kernels.turn_matrix, job)
     return y

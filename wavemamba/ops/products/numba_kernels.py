@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from wavemamba.ops.cpu.kernels import Job, kernel
-from wavemamba.ops.cpu.memory import turn_some
-from wavemamba.ops.cpu.simd import LANES, SIDE, VECTOR_BYTES, get_int, inline, put_int
+from wavemamba.ops.cpu.memory import turn
+from wavemamba.ops.cpu.simd import LANES, VECTOR_BYTES, get_int, inline, put_int
 from wavemamba.ops.products.numba_tile import HEIGHT, half_tile, tile
 
 _HEAD = 64
@@ -23,26 +23,22 @@ MULTIPLY = Job(
 
 
 @kernel(TURN)
-def turn(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
+def turn_matrix(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infers
     """Transpose a contiguous (rows, columns) matrix; `panels` is how many items its width has."""
     across, target_across = 4 * job.columns, 4 * job.rows
     first_row, first = item // job.panels * TURNED_ROWS, item % job.panels * TURNED_COLUMNS
     last_row, last = min(first_row + TURNED_ROWS, job.rows), min(first + TURNED_COLUMNS, job.columns)
-    for c in range(first, last, SIDE):
-        for r in range(first_row, last_row, SIDE):
-            source = job.source + across * r + 4 * c
-            target = job.target + target_across * c + 4 * r
-            turn_some(source, across, target, target_across, last_row - r, last - c)
+    source = job.source + across * first_row + 4 * first
+    target = job.target + target_across * first + 4 * first_row
+    turn(source, across, target, target_across, last_row - first_row, last - first)
 
 
 @inline
 def _pack(b, b_row, steps, columns, target):  # type: ignore[no-untyped-def]  # numba infers
     """`steps` rows of a matrix whose columns are dense to panels of `LANES` columns; beyond the last one, anything."""
-    for column in range(0, columns, SIDE):
-        panel = target + (column // LANES * steps * LANES + column % LANES) * 4
-        for step in range(0, steps, SIDE):
-            source = b + column * b_row + 4 * step
-            turn_some(source, b_row, panel + step * VECTOR_BYTES, VECTOR_BYTES, columns - column, steps - step)
+    for column in range(0, columns, LANES):
+        panel = target + 4 * column * steps
+        turn(b + column * b_row, b_row, panel, VECTOR_BYTES, min(LANES, columns - column), steps)
 
 
 def _scratch(job):  # type: ignore[no-untyped-def]  # numba infers

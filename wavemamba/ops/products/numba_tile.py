@@ -7,11 +7,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from wavemamba.ops.cpu.simd import FLOAT, INT, LONG, ask_for, instruction, spread
+from wavemamba.ops.cpu.simd import FLOAT, FUSED, INT, LONG, ask_for, instruction, spread
 
 HEIGHT = 12
 """Rows of a tile: with two registers of AVX-512 a row 24 of its 32 registers, and what both rows share."""
-_FUSED = ("contract",)
 _AHEAD = 24
 """Steps between asking for memory and reading it: down the columns of a large matrix no processor guesses the way."""
 
@@ -65,7 +64,7 @@ def _tile(width: int) -> Any:
             for number, total in enumerate(sums):
                 place = builder.inttoptr(row(at, a_row, number), FLOAT.as_pointer())
                 factor = spread(builder, builder.load(place, align=4), vector)
-                added.append(builder.fadd(total, builder.fmul(factor, others, flags=_FUSED), flags=_FUSED))
+                added.append(builder.fadd(total, builder.fmul(factor, others, flags=FUSED), flags=FUSED))
             for first, across, size in ((beside, b_step, 4 * width), (at, a_step, 1)):
                 ask_for(builder, row(first, across, _AHEAD), size)
             next_step = builder.add(step, ir.Constant(LONG, 1))

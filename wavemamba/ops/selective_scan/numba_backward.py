@@ -36,6 +36,7 @@ from wavemamba.ops.selective_scan.numba_job import (
     fill_runs,
     kept_states,
     load_projections,
+    place_of,
     starts_here,
 )
 
@@ -87,12 +88,7 @@ def backward(job, item, scratch):  # type: ignore[no-untyped-def]  # numba infer
     B_tile = spare + VECTOR_BYTES
     C_tile = B_tile + 4 * N * CHUNK
     runs = C_tile + 4 * N * CHUNK
-    s = item % job.blocks
-    g = item // job.blocks % job.groups
-    b = item // (job.blocks * job.groups)
-    channels = min(block, job.width - s * block)
-    first_channel = g * job.width + s * block
-    across = job.groups * job.width
+    s, g, b, channels, first_channel, across = place_of(job, item)
     vector_offset = 4 * (b * across + first_channel)
     state_offset = 4 * (b * across * states + first_channel)
     starts = 0 if job.starts == 0 else job.starts + 8 * b * length

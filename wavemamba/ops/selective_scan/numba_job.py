@@ -58,6 +58,15 @@ BACKWARD = Job(
 
 
 @inline
+def place_of(job, item):  # type: ignore[no-untyped-def]  # numba infers
+    """A work item's block, group and batch element, its channels, the first of them, and those of all groups."""
+    s = item % job.blocks
+    g = item // job.blocks % job.groups
+    b = item // (job.blocks * job.groups)
+    return s, g, b, min(job.block, job.width - s * job.block), g * job.width + s * job.block, job.groups * job.width
+
+
+@inline
 def fill_runs(runs, starts, first, steps):  # type: ignore[no-untyped-def]  # numba infers
     """Where the runs of a chunk begin that no start interrupts, and its end, as int64; returns how many there are.
 
